@@ -1,6 +1,6 @@
 //! The state of each peer: the stamps of its shards, the keys of its claims, its clock lag and its last message (R21).
-//! Handling a message costs no more than its size times a logarithm: claims that a shard released are found later, in
-//! small steps, in turns between peers.
+//! A message costs at most its size times the logarithm of the number of claims. Therefore the controller does not
+//! search all claims of the peer at once for those that a shard released, but in small steps, in turns between peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -30,12 +30,12 @@ pub(super) struct PeerState {
     /// Shards that may have released claims, and how far the first of them has been searched.
     releases: VecDeque<ShardId>,
     searched: Option<Position>,
-    /// The upper bound of how far the peer's clock is behind this host's, by its last shard, in seconds; 0 if it is
-    /// ahead.
+    /// The upper bound of the peer's clock lag behind this host, by the peer's last shard, in seconds; 0 if the peer's
+    /// clock is ahead.
     pub(super) clock_lag: i64,
     /// The stamp of that shard.
     clock_stamp: i64,
-    /// An operator removed the peer from the fleet: it is dropped once its claims are released.
+    /// Whether an operator removed the peer from the fleet. The peer is dropped once its claims are released.
     forgotten: bool,
     /// The greatest stamp of the peer.
     last_stamp: i64,
@@ -137,7 +137,7 @@ impl PeerState {
         self.last_seen = now;
     }
 
-    /// At most `max` claims that the next of its shards may have released.
+    /// At most `max` claims that the next shard of the peer may have released.
     fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
         let id = *self.releases.front()?;
         let found = self.claims.after(id, self.searched.as_ref(), max);

@@ -1,5 +1,5 @@
-//! Where persisted state was learned, and which of it still counts under other settings: another topic, a new signing
-//! key, or a withdrawn key. Pure.
+//! The settings under which persisted state was learned, and which state still counts after a change of settings:
+//! another topic, a new signing key, or a withdrawn key. Pure.
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ pub struct Provenance {
     pub keys: BTreeSet<String>,
 }
 
-/// Which persisted state is not to be relied on.
+/// Which persisted state is doubtful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// None.
@@ -119,7 +119,7 @@ impl PersistedState {
     }
 }
 
-/// A copy of a source that ends within [`PROVISIONAL_TTL`], and gives way to any message of its origin.
+/// A copy of a source that ends within [`PROVISIONAL_TTL`]. Any message of its origin replaces the copy.
 fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {

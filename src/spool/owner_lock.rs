@@ -1,4 +1,4 @@
-//! The lock on the spool. The process that holds it publishes the spool: the daemon, or the publisher that notify
+//! The lock on the spool. The process that holds the lock publishes the spool: the daemon, or the publisher that notify
 //! starts if no daemon runs. The kernel releases the lock when the process ends. A waiting daemon holds a second lock,
 //! `lock.wanted`, because the service's sandbox lets it send no signal to other processes.
 
