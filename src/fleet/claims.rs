@@ -44,8 +44,8 @@ impl Claim {
         self.stamp == 0
     }
 
-    /// Whether a peer's two messages are about one register, of which the later value counts. Legacy events have a
-    /// register of their own, because they have no stamp.
+    /// Whether two claims of a peer belong to one register, whose later value counts. Legacy events have a separate
+    /// register, because they have no stamp.
     fn is_same_register(&self, other: &Self) -> bool {
         self.host == other.host && self.is_legacy() == other.is_legacy()
     }
@@ -145,8 +145,8 @@ pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
 pub(super) const MAX_LEGACY_CLAIMS: usize = 50_000;
 pub(super) const MAX_CLAIMS_PER_KEY: usize = 256;
 
-/// The most tombstones that all claims together carry (R21). Beyond that a claim is kept without them, and so is void
-/// if this host knows them.
+/// The most tombstones that all claims together carry (R21). Beyond that limit, the table keeps a claim without its
+/// tombstones, so the claim is void if this host knows one of them.
 pub(super) const MAX_CLAIM_TOMBSTONES: usize = 200_000;
 
 /// The most jails with claims that fail2ban does not have, and the most jails before the first heartbeat.

@@ -144,7 +144,7 @@ impl Controller {
         }
     }
 
-    /// Applies that jails other than these have no rows.
+    /// Records that all jails except `these` have no rows.
     pub fn clear_other_jails<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();

@@ -4,7 +4,7 @@
 //! Each host persists the id, unbans the address once, and then repeats the id in every message about the address. A
 //! claim that does not carry every known tombstone of its address is void, so neither a host that was offline nor an
 //! old snapshot revives the ban. Only a ban that began more than an hour after the tombstone counts without it: no
-//! clock is so far off that it could be the old ban.
+//! clock is so far off that this ban could be the old one.
 //!
 //! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21). At
 //! a limit, a new tombstone replaces the oldest one of the maker with the most. Tombstones are applied in batches, in
@@ -35,13 +35,13 @@ const GC_STEP: usize = 500;
 struct Tombstone {
     scope: JailScope,
     id: UnbanId,
-    /// Whether fail2ban on this host has unbanned the address since it arrived.
+    /// Whether fail2ban on this host has unbanned the address since the tombstone arrived.
     applied: bool,
-    /// Jails in which it was applied, until it is applied in all.
+    /// Jails in which the tombstone was applied, until it is applied in all jails.
     applied_jails: BTreeSet<Jail>,
-    /// Jails that were missing when it arrived, and in which it has yet to be applied.
+    /// Jails that were missing when the tombstone arrived, and in which it has yet to be applied.
     pending_jails: BTreeSet<Jail>,
-    /// Counts arrivals since this process started; 0 for restored ones.
+    /// The number of the arrival since this process started; 0 for a tombstone restored from disk.
     arrival: u64,
 }
 
@@ -315,8 +315,8 @@ impl Tombstones {
         }
     }
 
-    /// Ends the batch in flight. A tombstone is applied once no jail of these needs it, and no jail that fail2ban has
-    /// yet to create. The others wait for [`retry_deferred`](Self::retry_deferred).
+    /// Ends the batch in flight. A tombstone is applied if neither one of `jails` nor a jail that fail2ban has yet to
+    /// create needs it. Other tombstones wait for [`retry_deferred`](Self::retry_deferred).
     pub(super) fn settle(
         &mut self,
         jails: &BTreeSet<Jail>,
@@ -359,7 +359,8 @@ impl Tombstones {
         }
     }
 
-    /// fail2ban may have created the jails that addresses wait for, or restored their bans.
+    /// Queues the deferred addresses again: fail2ban may have created the jails that they wait for, or restored their
+    /// bans.
     pub(super) fn retry_deferred(&mut self) {
         for address in std::mem::take(&mut self.deferred) {
             self.requeue(address);
@@ -377,7 +378,8 @@ impl Tombstones {
         waits.map(|one| one.arrival.saturating_sub(1)).min().unwrap_or(self.arrivals)
     }
 
-    /// A jail appeared that was missing for tombstones after this arrival: its restored bans need them.
+    /// Queues the tombstones with a later arrival than `after`, because this jail was missing when they were applied,
+    /// and may restore bans that they release.
     pub(super) fn on_jail_added(&mut self, jail: &Jail, after: u64) {
         for (address, of_address) in &mut self.known {
             for one in of_address {
