@@ -9,10 +9,11 @@
 //!                                     outbox ──> broker
 //! ```
 //!
-//! 1. fail2ban on one host detects an attack, bans the address, and calls [`spool::notify`]. `notify` writes one file to
-//!    the [`spool`] and exits. If no daemon runs, `notify` starts [`spool::publish_once`], which publishes the spool once.
-//! 2. The [`daemon`] reads the spool. Its [`spool::outbox`] publishes an event, and keeps the event until the [`broker`]
-//!    acknowledges it.
+//! 1. fail2ban on one host detects an attack, bans the address, and calls [`spool::notify`]. `notify` writes one file
+//!    to the [`spool`] and exits. If no daemon runs, `notify` starts [`spool::publish_once`], which publishes the spool
+//!    once.
+//! 2. The [`daemon`] reads the spool. Its [`spool::outbox`] publishes an event, and keeps the event until the
+//!    [`broker`] acknowledges the event.
 //! 3. On every other host, [`guard::gate`] checks the topic, the size and the signature of the message. [`wire`]
 //!    parses the message. [`guard`] accepts or rejects the event. [`fleet`] records the claim that the event makes,
 //!    compares the desired with the observed bans, and decides what to do.
