@@ -9,10 +9,11 @@
 //!                                     outbox ──> broker
 //! ```
 //!
-//! 1. fail2ban on one host detects an attack, bans the address, and calls [`spool::notify`]. `notify` writes one file to
-//!    the [`spool`] and exits. If no daemon runs, `notify` starts [`spool::publish_once`], which publishes the spool once.
-//! 2. The [`daemon`] reads the spool. Its [`spool::outbox`] publishes an event, and keeps the event until the [`broker`]
-//!    acknowledges it.
+//! 1. fail2ban on one host detects an attack, bans the address, and calls [`spool::notify`]. `notify` writes one file
+//!    to the [`spool`] and exits. If no daemon runs, `notify` starts [`spool::publish_once`], which publishes the spool
+//!    once.
+//! 2. The [`daemon`] reads the spool. Its [`spool::outbox`] publishes an event, and keeps the event until the
+//!    [`broker`] acknowledges the event.
 //! 3. On every other host, [`guard::gate`] checks the topic, the size and the signature of the message. [`wire`]
 //!    parses the message. [`guard`] accepts or rejects the event. [`fleet`] records the claim that the event makes,
 //!    compares the desired with the observed bans, and decides what to do.
@@ -20,13 +21,13 @@
 //!
 //! An event may be lost, duplicated or late. Therefore each host also publishes a *snapshot*: all bans that the host
 //! detected and still holds. The broker retains the snapshot in one or more *shards*. A shard that arrives corrects
-//! whatever the events left wrong, so that all hosts reach the same set of bans. Only three things survive on the
-//! host alone, in the [`store`]: imports (bans made for peers), overrides (bans that the operator lifted here) and
-//! tombstones (unbans of the whole fleet).
+//! every error that lost or late events caused, so that all hosts reach the same set of bans. The [`store`] keeps on
+//! disk what neither fail2ban nor a snapshot has: imports (bans made for peers), overrides (bans that the operator
+//! lifted on this host), tombstones (unbans of the whole fleet), and a few smaller records.
 //!
 //! # Modules
 //!
-//! Imports run down this table only; within a row, there is no circle (`tests/layers.rs`).
+//! A module uses only modules of its own layer and of lower layers, without a circle (`tests/layers.rs`).
 //!
 //! | layer | modules | what they do |
 //! |---|---|---|

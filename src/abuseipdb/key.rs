@@ -18,8 +18,8 @@ const MAX_KEY_FILE_BYTES: u64 = 64 * 1024;
 pub struct KeyFile {
     /// The key, unless it is missing or a placeholder.
     pub key: Option<Secret>,
-    /// The file or the key in it cannot be read safely. Then no other key is used instead of the one that the
-    /// administrator meant.
+    /// Whether the file or its key cannot be read safely. The reporter then uses no other key, because the
+    /// administrator meant this one.
     pub is_broken: bool,
     /// What is wrong with the file, if anything. It never quotes the file's content.
     pub warning: Option<String>,
@@ -108,8 +108,8 @@ fn may_set_key(line: &str) -> bool {
     line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|name| name == "APIKEY")
 }
 
-/// Chooses the key of each report: the file's, or else the one that the action passed. A rejected key is not used
-/// until a pause is over or the file has another key.
+/// Chooses the key of each report: the key in the file, or else the key from the action's arguments. After AbuseIPDB
+/// rejects a key, the reporter does not use that key until a pause is over or the file has another key.
 #[derive(Debug)]
 pub struct ApiKeys {
     path: PathBuf,

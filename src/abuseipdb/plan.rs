@@ -197,8 +197,8 @@ pub fn next(
     calls.chain(admitted).min().map_or(Next::Idle, Next::Sleep)
 }
 
-/// Groups reports by address. Reports in doubt are sent before newer ones and apart from them, so that a check can
-/// recognise them in the server's list.
+/// Groups reports by address. A report is in doubt if the server may already have it. Reports in doubt are sent before
+/// newer reports and in separate calls, so that a check can recognise them in the server's list.
 fn groups(
     waiting: &BTreeMap<Id, QueuedReport>,
     recent: &BTreeMap<Address, RecentReport>,

@@ -32,7 +32,7 @@ const SCHEMA: &str = "
         seen INTEGER);
     CREATE TABLE last_call(at INTEGER NOT NULL, error TEXT);";
 
-/// The longest delay of a report that is plausible; only a clock that was wrong makes longer ones.
+/// The longest plausible delay of a report. A longer delay means that the clock was wrong.
 const MAX_DELAY_SECS: i64 = 2 * 3600;
 
 /// The endpoints of the API that have separate limits.

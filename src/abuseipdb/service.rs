@@ -37,7 +37,7 @@ const LOCK_POLL_INTERVAL: Duration = Duration::from_secs(2);
 const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A child runs for reports that are due within this time: the second report of an address is due 15 minutes after
-/// the first. Later ones wait for the next call of the action, or the daemon.
+/// the first. Reports that are due later wait for the next call of the action, or the daemon.
 const CHILD_LIFETIME_SECS: i64 = 20 * 60;
 
 /// Runs the child that sends reports while no daemon runs. Its standard input has a report that could not be

@@ -59,7 +59,7 @@ pub(super) enum Reply<T> {
 #[derive(PartialEq, Eq)]
 enum CheckOutcome {
     Listing(Listing),
-    /// Checks are not possible now; a report that needs none may be sent.
+    /// Checks are not possible now. A report that needs no check may be sent.
     Unavailable,
     /// The group waits or was dropped.
     Handled,
@@ -103,7 +103,7 @@ impl<A: Api> Worker<A> {
         })
     }
 
-    /// The key to send a group with. Without one, or if the server rejected it, the group waits.
+    /// The key to send a group with. Without a key, or if the server rejected the key, the group waits.
     pub(super) fn usable_key(&mut self, group: &Submission) -> Result<Option<Secret>, Error> {
         let now = self.now();
         let key = group.reports.first().and_then(|report| self.keys.key_for(report)).cloned();
@@ -399,13 +399,13 @@ impl<A: Api> Worker<A> {
         )
     }
 
-    /// The server rejects the report permanently: drops the group and removes it from the ledger.
+    /// The server rejects the report permanently: drops the group and removes its address from the reported addresses.
     fn drop_group(&mut self, group: &Submission) -> Result<(), Error> {
         self.remove_from_ledger(&group.reports[0]);
         self.queue.complete(&group.ids, Vec::new())
     }
 
-    /// The server failed, or something else answered: delays all calls, and the reports `ids` longer. `wait` is the
+    /// The server failed, or another server answered: delays all calls, and the reports `ids` longer. `wait` is the
     /// delay that the server asks for, in seconds.
     pub(super) fn back_off(&mut self, ids: &[Id], wait: i64) -> Result<(), Error> {
         let now = self.now();
@@ -420,7 +420,7 @@ impl<A: Api> Worker<A> {
         self.queue.block(Endpoint::All, now + retry_pause_secs(self.failures).max(wait))
     }
 
-    /// A call got no response. Reports that were not even sent return to their state `before`.
+    /// A call got no response. Reports that were not sent return to their state `before`.
     pub(super) fn on_no_answer(
         &mut self,
         log: &Log,

@@ -23,7 +23,7 @@ use crate::sys::jitter;
 const MIN_PAUSE_SECS: i64 = 30;
 const MAX_PAUSE_SECS: i64 = 15 * 60;
 
-/// After this many failures, reports are sent without the ledger.
+/// After this many failures, the worker sends reports without the database of reported addresses.
 const MAX_LEDGER_TRIES: u32 = 3;
 
 /// How often a report waits a second for fail2ban's database to have the ban.

@@ -3,8 +3,8 @@
 //!
 //! The first subscriptions cover the presence of every host and shard 0 of every snapshot, which contains the number of
 //! shards. Hosts with more shards follow, a few at a time, because Mosquitto by default silently drops messages beyond
-//! 1,000. MQTT marks no last retained message, so the data counts as complete when no shard is missing and the broker has
-//! been silent for the idle timeout.
+//! 1,000. MQTT marks no last retained message, so the data counts as complete when no shard is missing and the broker
+//! has been silent for the idle timeout.
 //!
 //! `RabbitMQ` keeps retained messages, but delivers none for a wildcard. The second attempt therefore subscribes to the
 //! exact topics as well.
@@ -40,7 +40,7 @@ pub enum FetchStep {
 /// The state of a fetch. Times are in milliseconds since any moment, the same for all calls.
 #[derive(Debug)]
 pub struct SnapshotFetch {
-    /// What has arrived so far.
+    /// The retained messages so far.
     pub view: FleetView,
     /// How long a broker that has more to deliver may be silent, in milliseconds.
     idle_timeout_ms: i64,

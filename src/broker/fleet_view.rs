@@ -1,9 +1,9 @@
 //! The state of the fleet, from the retained messages of the broker. Pure.
 //!
-//! The view applies the rules of the daemons. The newest shard that covers an address wins. The fleet's bans are the union
-//! of all snapshots (R2, R3). A ban that does not carry every fleet unban of its address is void (R17), unless the ban
-//! started long after the unban. The view leaves out what daemons reject: snapshots with a stamp out of range, fleet unbans
-//! of the future, and addresses that are not bannable (R1).
+//! The view applies the rules of the daemons. The newest shard that covers an address wins. The fleet's bans are the
+//! union of all snapshots (R2, R3). A ban that does not carry every fleet unban of its address is void (R17), unless
+//! the ban started long after the unban. The view leaves out what daemons reject: snapshots with a stamp out of range,
+//! fleet unbans from the future, and addresses that are not bannable (R1).
 
 mod host;
 

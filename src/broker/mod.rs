@@ -200,8 +200,8 @@ impl MqttLink {
         }
     }
 
-    /// Sends a message with QoS 1. It is sent once [`LinkEvent::Published`] has its name. Without capacity, or if the
-    /// link goes down before that, the caller must send it again.
+    /// Sends a message with QoS 1. [`LinkEvent::Published`] with `name` reports the broker's acknowledgement. Without
+    /// capacity, or if the link goes down before that event, the caller must send the message again.
     pub fn publish(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);
@@ -224,7 +224,8 @@ impl MqttLink {
         }
     }
 
-    /// Sends a retained message (an empty one clears the topic), with the acknowledgement of [`publish`](Self::publish).
+    /// Sends a retained message (an empty one clears the topic), with the acknowledgement of
+    /// [`publish`](Self::publish).
     pub fn publish_retained_tracked(&mut self, name: String, topic: String, payload: Vec<u8>) {
         if let LinkPhase::Up { session, since: Some(_) } = &mut self.state {
             let payload = self.config.sign(&topic, payload);

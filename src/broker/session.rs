@@ -24,22 +24,22 @@ const MAX_IN_FLIGHT: usize = 64;
 /// The length of rumqttc's request queue: the unacknowledged messages, subscriptions and the disconnect.
 const MAX_REQUESTS: usize = MAX_IN_FLIGHT + 8;
 
-/// The most packets, and bytes in total, that wait between the socket and the rest of the program (R21). The socket is
-/// left unread only beyond that.
+/// The most packets, and the most bytes in total, that wait between the socket and the rest of the program (R21). The
+/// reader stops reading the socket only at these limits.
 const MAX_QUEUED_PACKETS: usize = 10_000;
 const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
 
 /// The memory that a queued packet takes beside its own bytes.
 const PACKET_OVERHEAD_BYTES: usize = 128;
 
-/// How many packets rumqttc reads before it delivers the first; they come on top of the queue.
+/// How many packets rumqttc reads before it delivers the first of them. They are not part of the queue.
 const READ_BATCH_PACKETS: usize = 10;
 
 /// The link ends a connection on which the broker acknowledges nothing for this time.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The first and the longest pause before a rejected subscription is retried. NATS rejects subscriptions that take it
-/// too long, for example after the failure of one of its servers.
+/// The first and the longest pause before the session retries a rejected subscription. NATS rejects a subscription that
+/// it cannot complete in time, for example after the failure of one of its servers.
 const MIN_RETRY_DELAY: Duration = Duration::from_secs(2);
 const MAX_RETRY_DELAY: Duration = Duration::from_mins(5);
 
@@ -69,7 +69,7 @@ struct Outbound {
 /// What rumqttc reports: an event, or why the connection ended.
 type Read = Result<rumqttc::Event, ConnectionError>;
 
-/// A read with its share of [`MAX_QUEUED_BYTES`], which ends when the read was handled.
+/// A read with its permits: its share of [`MAX_QUEUED_BYTES`], which the session returns after it handled the read.
 type QueuedRead = (Read, OwnedSemaphorePermit);
 
 #[derive(Debug)]
@@ -78,19 +78,20 @@ pub(super) struct Session {
     tls_mode: TlsMode,
     /// The broker accepted the login.
     connack_seen: bool,
-    /// From a task that only reads the socket, so that a slow consumer here does not make the broker queue messages.
+    /// Packets from a task that only reads the socket. So the broker does not have to queue messages if the daemon is
+    /// slow.
     events: mpsc::Receiver<QueuedRead>,
     reader: JoinHandle<()>,
     /// Messages that wait until pending subscriptions are sent: rumqttc would send the messages first.
     held: VecDeque<Outbound>,
-    /// Passed to rumqttc, in order, and without a packet identifier so far.
+    /// Names of messages that rumqttc has, in order, until rumqttc assigns their packet identifiers.
     unassigned: VecDeque<Option<String>>,
-    /// Sent, by packet identifier.
+    /// Names of sent messages without an acknowledgement, by packet identifier.
     in_flight: HashMap<u16, Option<String>>,
-    /// Subscriptions in order: without a packet identifier so far, and with one.
+    /// Topics of subscriptions: first in order, until rumqttc assigns a packet identifier, and then by that identifier.
     pending_subs: VecDeque<Vec<String>>,
     in_flight_subs: HashMap<u16, Vec<String>>,
-    /// Rejected subscriptions, when they are retried, and the pause after that.
+    /// Rejected subscriptions, the time of the next attempt, and the pause after that attempt.
     rejected_subs: BTreeSet<String>,
     retry_at: Instant,
     retry_delay: Duration,
@@ -171,7 +172,7 @@ impl Session {
     pub(super) fn subscribe(&mut self, topics: &[String]) {
         let filters =
             topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        // The queue has space beside a window of messages, because one peer is subscribed to at a time.
+        // MAX_REQUESTS leaves space for subscriptions, because the daemon subscribes to one peer at a time.
         if self.client.try_subscribe_many(filters).is_ok() {
             self.pending_subs.push_back(topics.to_vec());
         }
@@ -368,7 +369,7 @@ fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-/// The approximate memory of a queued packet in bytes, at most [`MAX_QUEUED_BYTES`], whatever its kind.
+/// The approximate memory of a queued packet in bytes, at most [`MAX_QUEUED_BYTES`].
 fn bytes(event: &Read) -> u32 {
     let packet = match event {
         Ok(rumqttc::Event::Incoming(packet)) => packet.size(),

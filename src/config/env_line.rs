@@ -1,11 +1,12 @@
-//! Reads one line of `mqtt.env` as bash would, so that one file can serve bash scripts and this
-//! program. `dotenvy` parses the line; syntax that `dotenvy` would read differently from bash is an error that says how
-//! to write the value instead.
+//! Reads one logical line of `mqtt.env` as bash would, so that bash scripts and this program can share the file.
+//! `dotenvy` parses the line. Syntax that `dotenvy` and bash read differently is an error, whose text shows how to
+//! write the value.
 
 use super::EnvLookup;
 
-/// The first of the characters that replace the `$NAME`s of a line while `dotenvy` parses it, because `dotenvy` prefers
-/// the environment and ends a name at an underscore. They are from a plane for private use and not allowed in the file.
+/// The first of the characters that replace each `$NAME` of a line while `dotenvy` parses the line, because `dotenvy`
+/// prefers the environment and ends a name at an underscore. These characters are from a private-use plane of Unicode.
+/// The file must not contain them.
 const PLACEHOLDER_BASE: u32 = 0xF_0000;
 
 /// The name and value of a setting, `None` for a blank line or a comment, or what is wrong.

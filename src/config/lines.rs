@@ -1,17 +1,17 @@
-//! Splits `mqtt.env` into lines as bash would: joins continued lines, and marks those that bash runs only on a
-//! condition. The file may have more than settings, for scripts of the administrator; commands in it are not run here.
+//! Splits `mqtt.env` into lines as bash would: joins continued lines, and marks lines that bash may skip or repeat. The
+//! file may also have commands, for scripts of the administrator that source the file. The daemon runs no command.
 
-/// A line as bash sees it: lines that a quote or a backslash joins are one.
+/// A logical line of bash: physical lines that an open quote or a backslash joins form one logical line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EnvLine {
-    /// The number of its first line.
+    /// The number of the first physical line.
     pub(super) number: usize,
     pub(super) text: String,
     /// Whether the line is inside a condition, a loop, a function or a list.
     pub(super) nested: bool,
 }
 
-/// Splits a file into lines, without the texts of here-documents.
+/// Splits a file into logical lines, and leaves out the texts of here-documents.
 pub(super) fn split(text: &str) -> Vec<EnvLine> {
     let lines: Vec<&str> = text.split('\n').map(|line| line.trim_end_matches('\r')).collect();
     let (mut split, mut depth, mut next) = (Vec::new(), Depth::default(), 0);
@@ -34,8 +34,8 @@ pub(super) fn split(text: &str) -> Vec<EnvLine> {
     split
 }
 
-/// Joins the first line with those that continue it, and returns how many lines these are. An unclosed quote joins
-/// no lines.
+/// Joins the first line with the lines that continue it. Returns the text, and the number of joined lines. A quote that
+/// is never closed joins no lines.
 fn join(lines: &[&str]) -> (String, usize) {
     let mut text = lines[0].to_owned();
     for read in 1..=lines.len() {
@@ -76,14 +76,15 @@ fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | ';' | '&' | '|' | '(' | ')')
 }
 
-/// The number of open blocks and parentheses. Patterns of `case` close parentheses that were not opened.
+/// The number of open blocks and parentheses. The count of parentheses never falls below 0, because a pattern of `case`
+/// has a closing parenthesis only.
 #[derive(Clone, Copy, Default)]
 struct Depth {
     blocks: usize,
     parentheses: usize,
 }
 
-/// The effect of a line's unquoted text on what the following lines are inside of.
+/// The blocks and here-documents that a line opens for the following lines.
 struct LineScan {
     /// The depth after the line.
     depth: Depth,

@@ -125,7 +125,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether broker, login and topic are those of the installed file, which may be correct by chance.
+    /// Whether broker, login and topic equal the values in the installed file, which may be correct by chance.
     #[must_use]
     pub fn is_sample(&self) -> bool {
         let Ok(sample) = Self::parse(Path::new(PATH), SAMPLE.as_bytes(), &|_| None, "sample")

@@ -36,7 +36,8 @@ impl Tls {
         Self { authorities, identity, seen: Seen::default() }
     }
 
-    /// The known certificates of this host, its CA and the broker. Of several in a file, the one that expires first.
+    /// The known certificates of this host, its CA and the broker. If a file has several certificates, the result has
+    /// the first to expire.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let own = self.identity.as_ref().and_then(|(path, _)| first_to_expire("client", path));

@@ -128,7 +128,7 @@ impl Topic {
         self.of_event(topic).is_some() || self.retained_below(topic).is_some()
     }
 
-    /// The topic that an event was published on, from the one that it arrived on.
+    /// The topic on which an event was published, derived from the topic on which it arrived.
     pub(crate) fn of_event(&self, received: &str) -> Option<String> {
         let rest = strip(received, &self.0)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", self.0))

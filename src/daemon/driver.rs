@@ -1,5 +1,5 @@
-//! The driver: observes fail2ban, and executes the effects of the controller on it, in batches sized by time so
-//! that fail2ban stays responsive. While fail2ban is down, effects wait.
+//! The driver: observes fail2ban, and executes the controller's effects on fail2ban. The driver sizes batches by their
+//! duration, so that fail2ban stays responsive. While fail2ban is down, effects wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -32,13 +32,14 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the driver reads each jail's `ignoreip` while no ban is pending.
 const IGNORELIST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The same while a name in an `ignoreip` is unresolved: imports into that jail wait for the name (R1).
+/// How often the driver reads `ignoreip` while one of its names is unresolved: imports into that jail wait for the name
+/// (R1).
 const UNRESOLVED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A jail that fails for less than this may be starting or stopping.
 const JAIL_ERROR_GRACE: Duration = Duration::from_secs(5);
 
-/// The pause after an error, before fail2ban is asked again.
+/// The pause after an error, before the next request to fail2ban.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The most batches of records that are persisted between two connection attempts.
@@ -87,8 +88,8 @@ pub async fn run(
     }
 }
 
-/// Whether the directory of the socket was removed. The service's sandbox bind-mounts that directory, and keeps
-/// showing the removed one after fail2ban created another. Only a restart of the service shows the new one.
+/// Whether the directory of the socket was removed. The service's sandbox bind-mounts that directory. After fail2ban
+/// creates a new directory, the sandbox still shows the removed one, until the service restarts.
 fn is_removed(socket: &Path) -> bool {
     socket.parent().is_some_and(|dir| dir.metadata().is_ok_and(|meta| meta.nlink() == 0))
 }

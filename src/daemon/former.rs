@@ -1,5 +1,5 @@
-//! Clears the retained messages under a former name or topic of this host. Otherwise no unban would ever reach the
-//! hosts that imported bans from there.
+//! Clears the retained messages under a former name or topic of this host. Otherwise hosts that imported bans from
+//! these messages would never receive an unban.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ enum Outcome {
     Absent,
     /// Another host uses the name.
     Taken,
-    /// The bans are not published under the new name so far.
+    /// This host has not published its bans under the new name so far.
     TooEarly,
 }
 

@@ -132,7 +132,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether a host exceeds its rate limit (R21). Peers always have their own count, however many other names are used.
+    /// Whether a host exceeds its rate limit (R21). Each peer has its own count, so messages under other names cannot
+    /// use up the limit of a peer.
     fn is_too_fast(&mut self, host: &HostName, kind: MessageKind) -> bool {
         let mut state = self.memory.lock();
         let is_peer = state.fleet.is_peer(host);
@@ -284,8 +285,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Draws a new client ID, because another machine has the same. The session of the old one is purged: it may have
-    /// messages for either machine.
+    /// Draws a new client ID, because another machine uses the same client ID. The session of the former client ID is
+    /// purged, because it may hold messages of both machines.
     fn change_client_id(&mut self) {
         match self.memory.lock().draw_client_id() {
             Ok((former, id)) => {

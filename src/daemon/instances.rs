@@ -27,7 +27,8 @@ pub(super) enum Sighting {
     Own,
     /// Another machine has the name.
     Namesake,
-    /// Another machine has the name and the client ID: each connection ends that of the other.
+    /// Another machine has the name and the client ID: each new connection of one machine ends the connection of the
+    /// other.
     Rival,
 }
 
@@ -136,8 +137,8 @@ impl Runs {
 pub(super) struct Duplicates(BTreeMap<HostName, Runs>);
 
 impl Duplicates {
-    /// Records a presence of another host at `now`; returns whether two machines have its name. A restarted daemon never
-    /// has the ID of an earlier run.
+    /// Records a presence of another host at `now`; returns whether two machines have its name. A restarted daemon
+    /// never has the ID of an earlier run.
     pub(super) fn observe(&mut self, host: &HostName, presence: &Presence, now: i64) -> bool {
         let instance = &presence.instance;
         if presence.state == HostState::Offline || instance.is_empty() {

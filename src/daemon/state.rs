@@ -82,10 +82,10 @@ struct LocalClassifier<'a> {
 }
 
 impl LocalClassifier<'_> {
-    /// The event to publish for a spooled one, if any. The error is empty while the jails of an action are unknown.
+    /// The event to publish for a spooled event, if any. The error is empty while the jails of an action are unknown.
     fn classify(&mut self, spooled: &SpooledEvent, now: i64) -> Result<Option<Event>, String> {
         let Self { fleet, database, guard, action_names } = self;
-        // While the jails are unknown, so are their actions: take the name for a jail's.
+        // While the jails are unknown, their actions are unknown, too: treat the name as the name of a jail.
         let exists = fleet.known_jails().is_none_or(|jails| jails.contains(&spooled.jail));
         let resolved =
             action_names.resolve(&spooled.jail, exists, |jail| database.has_ban(jail, spooled));
@@ -184,8 +184,8 @@ impl DaemonState {
         true
     }
 
-    /// Removes the bans of unbannable addresses (R1) and of jails that are not shared from a shard. The latter are
-    /// normal, so they are not counted as rejections.
+    /// Removes from a shard the bans of unbannable addresses (R1) and of jails that are not shared. Bans of jails that
+    /// are not shared are normal, so they do not count as rejections.
     pub fn drop_unshared(&mut self, shard: &mut Shard) {
         let Self { guard, rejections, .. } = self;
         shard.bans.retain(|ban| {
@@ -206,7 +206,7 @@ impl DaemonState {
         self.record_rejection_of("", reason, text);
     }
 
-    /// The same for a message of one host. The rate limit of the log is per host (R21).
+    /// Counts the rejection of a message of one host, and warns. The rate limit of the log is per host (R21).
     pub fn record_rejection_of(&mut self, host: &str, reason: RejectReason, text: &str) {
         self.rejections.count(reason);
         if let Some(line) = self.warnings.line(reason.name(), host, text, Instant::now()) {

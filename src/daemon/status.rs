@@ -27,7 +27,8 @@ const WRITE_INTERVAL_MILLIS: i64 = 60_000;
 
 const HOUR_MILLIS: i64 = 3_600_000;
 
-/// The most reconnects within an hour that are counted. With the shortest pauses between attempts, some 400 are possible.
+/// The most reconnects within an hour that are counted. With the shortest pauses between attempts, some 400 are
+/// possible.
 const MAX_RECONNECTS: usize = 1_000;
 
 /// The longest error text of the link. The text may come from the broker.
@@ -195,7 +196,7 @@ impl Reconnects {
     }
 }
 
-/// The file, and what is in it.
+/// The file, and its current content.
 #[derive(Debug)]
 pub(super) struct StatusFile {
     path: PathBuf,

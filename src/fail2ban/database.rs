@@ -397,7 +397,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fail2ban.sqlite3");
         let writer = Connection::open(&path).unwrap();
-        // fail2ban declares INTEGER, but SQLite stores a number with a fraction as REAL all the same.
+        // fail2ban declares INTEGER, but SQLite stores a number with a fraction as REAL.
         writer.execute_batch(TABLE).unwrap();
         writer
             .execute_batch(

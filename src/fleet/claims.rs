@@ -44,8 +44,8 @@ impl Claim {
         self.stamp == 0
     }
 
-    /// Whether a peer's two messages are about one register, of which the later value counts. Legacy events have a
-    /// register of their own, because they have no stamp.
+    /// Whether two claims of a peer belong to one register, whose later value counts. Legacy events have a separate
+    /// register, because they have no stamp.
     fn is_same_register(&self, other: &Self) -> bool {
         self.host == other.host && self.is_legacy() == other.is_legacy()
     }
@@ -145,8 +145,8 @@ pub(super) const MAX_CLAIMS_PER_PEER: usize = 100_000;
 pub(super) const MAX_LEGACY_CLAIMS: usize = 50_000;
 pub(super) const MAX_CLAIMS_PER_KEY: usize = 256;
 
-/// The most tombstones that all claims together carry (R21). Beyond that a claim is kept without them, and so is void
-/// if this host knows them.
+/// The most tombstones that all claims together carry (R21). Beyond that limit, the table keeps a claim without its
+/// tombstones, so the claim is void if this host knows one of them.
 pub(super) const MAX_CLAIM_TOMBSTONES: usize = 200_000;
 
 /// The most jails with claims that fail2ban does not have, and the most jails before the first heartbeat.
@@ -156,7 +156,7 @@ pub(super) const MAX_JAILS: usize = 500;
 /// At the total limit, the peer with the most claims loses this many.
 const RELEASED_CLAIMS: usize = 256;
 
-/// At the limit of peers, this many new ones without a snapshot give way.
+/// At the limit of peers, this many new peers without a snapshot are dropped.
 const DROPPED_PEERS: usize = 50;
 
 /// How many claims are searched in one step for those that a shard released.
@@ -261,8 +261,8 @@ impl Controller {
         !gone.is_empty()
     }
 
-    /// The state of a peer, new if the peer is new. At the limit, other peers give way, and their claims are released
-    /// (R21).
+    /// The state of a peer, new if the peer is new. At the limit, other peers are dropped, and their claims are
+    /// released (R21).
     pub(super) fn admit_peer(&mut self, host: &HostName, now: i64) -> &mut PeerState {
         if !self.peers.contains(host) && self.peers.is_full() {
             self.limits.reached(BoundedTable::Peers, MAX_PEERS, None, now);
@@ -287,8 +287,8 @@ impl Controller {
         gives_way
     }
 
-    /// The least claim on an address gives way to one that counts more: first an expired one, then that of the least
-    /// senior peer (R21).
+    /// Makes room for a new claim on an address at the limit (R21): drops an expired claim, or else the claim of the
+    /// least senior peer, if the new claim ranks above that.
     fn make_room_on(&mut self, key: &BanKey, claim: &Claim, now: i64) -> bool {
         self.limits.reached(
             BoundedTable::Claims,

@@ -12,7 +12,7 @@ const MAX_BATCH: usize = 2_000;
 /// The delay after a failed write, such as to a full disk, in milliseconds.
 const RETRY_DELAY: i64 = 1_000;
 
-/// The changes, one of each record: a later one replaces an earlier one.
+/// The changes, at most one per record: a later change of a record replaces an earlier one.
 ///
 /// Invariant: a change is in `waiting` or `writing` until a batch with it was written and it was not changed
 /// again meanwhile.

@@ -12,7 +12,7 @@ use crate::model::{Address, HostName, Jail};
 /// How many addresses one call bans. fail2ban makes about 130 bans a second, and answers no other call meanwhile.
 const BAN_BATCH: usize = 20;
 
-/// After this many batches without an effect the daemon does something else, so that a call takes no longer with
+/// After this many batches without an effect, a call returns to the daemon's loop, so that a call takes no longer with
 /// 100,000 queued addresses.
 const MAX_BATCHES: usize = 50;
 
@@ -151,7 +151,8 @@ impl Controller {
 
     /// Whether the observation of these addresses is recent enough to act on.
     fn is_fresh(&mut self, jail: &Jail, addresses: &[Address], now: i64) -> bool {
-        // Kept for each jail: with one slot, two jails that alternate would be observed without end.
+        // Each jail keeps its own observation. With a single slot, two jails that alternate would be observed
+        // endlessly.
         let spot_checked = self
             .spot_checked
             .remove(jail)
@@ -248,8 +249,8 @@ impl Controller {
         }
     }
 
-    /// Turns a decided call into an effect. Notes bans and unbans by this daemon, so that what fail2ban
-    /// reports of them is not published (R18).
+    /// Turns a decided call into an effect. Notes bans and unbans by this daemon, so that the daemon does not publish
+    /// them when fail2ban reports them (R18).
     fn dispatch(&mut self, pending: Pending, now: i64) -> Effect {
         self.in_flight = Some(pending.clone());
         match pending {
@@ -341,8 +342,8 @@ impl Controller {
         }
     }
 
-    /// `banip` counts new bans. An address that it does not count is not an import (R9). If only some of several
-    /// addresses were new, the next observation tells which, by their rows.
+    /// `banip` counts new bans. An address that `banip` does not count is not an import (R9). If only some of several
+    /// addresses were new, the rows in the next observation show which.
     fn mark_imported(&mut self, jail: &Jail, targets: &[Target], new: i64, now: i64) {
         let all = usize::try_from(new).is_ok_and(|new| new >= targets.len());
         for Target { address, .. } in targets {
@@ -374,7 +375,7 @@ impl Controller {
         let bantime = jail_state.bantime().unwrap_or(-1);
         let end = if bantime < 0 { i64::MAX } else { now.saturating_add(bantime) };
         jail_state.entries.entry(key.1).or_default().held_until = Some(end);
-        // Observe it again before the lease ends.
+        // Observe the address again before the lease ends.
         if let Some(shown) = &mut jail_state.last_observation {
             let soon = end.saturating_sub(super::lease::lead(bantime));
             shown.next_check_at = shown.next_check_at.min(soon);
@@ -406,8 +407,8 @@ impl Controller {
         self.dirty.next_batch(now).map(Effect::Persist)
     }
 
-    /// The [stamp to reserve](super::sequence::Sequencer::stamp_to_reserve) on disk now, if any. It is not an effect: it
-    /// must not wait for fail2ban or for a batch of records.
+    /// The [stamp to reserve](super::sequence::Sequencer::stamp_to_reserve) on disk now, if any. A reservation is
+    /// no effect, because it must not wait for fail2ban or for a batch of records.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         self.sequencer.stamp_to_reserve(now)
@@ -424,7 +425,7 @@ impl Controller {
         self.sequencer.last()
     }
 
-    /// The records were written, or not. If not, bans are made all the same, and the write is retried (R20).
+    /// Notes whether the records were written. If not, the controller bans from memory and retries the write (R20).
     pub fn on_persisted(&mut self, is_written: bool, now: i64) {
         self.dirty.on_written(is_written, now);
     }

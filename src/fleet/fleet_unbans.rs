@@ -16,8 +16,8 @@ use crate::wire::FleetUnban;
 const TOMBSTONE_BATCH: usize = 100;
 
 impl Controller {
-    /// Persists a fleet unban that this host just learned, and releases the claims that it ends: those of legacy peers,
-    /// whose events cannot carry it, and those on bans of the future.
+    /// Persists a fleet unban that this host just learned, and releases the claims that the unban ends: claims of
+    /// legacy peers, whose events cannot carry the unban's id, and claims whose bans begin in the future.
     pub(super) fn take_tombstone(
         &mut self,
         fleet_unban: &FleetUnban,
@@ -116,8 +116,8 @@ impl Controller {
         }
     }
 
-    /// The start of the local ban of an address, or of an import whose claims no known tombstone voids; in seconds since
-    /// 1970.
+    /// The start of the local ban of an address, or of an import whose claims no known tombstone voids; in seconds
+    /// since 1970.
     fn start_of_newer_ban(&self, key: &BanKey, now: i64) -> Option<i64> {
         let jail_state = self.jails.get(&key.0)?;
         let own = jail_state.local_bans.get(&key.1).map(|own| own.ban.start);

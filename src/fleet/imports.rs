@@ -1,5 +1,5 @@
-//! Import records (R9, R10, R14). A record is persisted before fail2ban makes the ban. It is the only proof that the ban
-//! is an import, and neither a local ban nor one that the operator made.
+//! Import records (R9, R10, R14). The daemon persists a record before fail2ban makes the ban. The record is the only
+//! proof that the ban is an import, and neither a local ban nor a ban by the operator.
 
 use smallvec::SmallVec;
 
@@ -30,7 +30,7 @@ pub struct ImportSource {
 /// The sources of one import. Most imports have one, which is stored inline.
 pub type ImportSources = SmallVec<[ImportSource; 1]>;
 
-/// How far an import came (R9). After a crash between the two, fail2ban may have the ban or not.
+/// The progress of an import (R9). After a crash between the two steps, fail2ban may or may not have the ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportState {
     /// `banip` is about to be called.
@@ -152,8 +152,9 @@ impl Import {
     }
 
     /// Whether the operator unbanned the import (R14): its row is gone, and either this fail2ban kept running and the
-    /// lease has not ended, or the row was too young to be purged. A row that was never seen cannot be gone, nor one of
-    /// an earlier database: fail2ban creates a new one if it lost or could not repair the old one.
+    /// lease has not ended, or the row was too young to be purged. Two kinds of rows never count as gone: a row that no
+    /// observation had, and a row of an earlier database. fail2ban creates a new database if the old one is lost or
+    /// damaged.
     fn is_removed_by_operator(&self, seen: ImportObservation) -> bool {
         let gone = seen.row.is_none();
         let ran_on = self.jail_epoch == Some(seen.jail_epoch) && seen.now < seen.end;

@@ -34,14 +34,14 @@ pub(super) fn legacy_claim(host: HostName, since: i64) -> Claim {
 /// Why a shard was not applied in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardError {
-    /// A limit left no room for some of its bans (R21).
+    /// The controller ignored some bans of the shard because of a limit (R21).
     OverCapacity,
-    /// It carries this host's name and is older than what this host published last.
+    /// The shard has this host's name, and is older than the shard that this host published last.
     StaleEcho,
 }
 
 impl Controller {
-    /// Applies an event that the guard accepted. Returns `false` if a limit leaves no room for it.
+    /// Applies an event that the guard accepted. Returns `false` if a limit is reached and the event is ignored.
     pub fn apply_event(&mut self, event: &Event, now: i64) -> bool {
         let key = (event.jail.clone(), event.address);
         if let (Some(Reason::Fleet), Some(id)) = (event.reason, &event.id) {
@@ -246,8 +246,8 @@ impl Controller {
         }
     }
 
-    /// Compares a message in this host's name with what this host bans. If they differ, the shard that corrects the
-    /// message is published before others.
+    /// Compares a message in this host's name with the bans of this host. If they differ, the host publishes the shard
+    /// that corrects the message before other shards.
     fn correct(&mut self, key: &BanKey, claimed: bool, now: i64) {
         let is_banned = self.jails.get(&key.0).is_some_and(|jail_state| {
             let detection = jail_state.pending_detections.get(&key.1);
@@ -288,7 +288,7 @@ impl Controller {
         jail_state.pending_detections.insert(key.1, detection);
     }
 
-    /// Continues from a greater own stamp that the broker has, and publishes everything again above it.
+    /// Continues above a greater own stamp that the broker has, and publishes all shards again with greater stamps.
     fn adopt_stamp(&mut self, stamp: i64, now: i64) {
         if self.sequencer.adopt(stamp, now) {
             self.publish_floor = stamp;
@@ -302,7 +302,8 @@ impl Controller {
             self.limits.reached(BoundedTable::Peers, MAX_SUBSCRIPTIONS, None, now);
         }
         // A new host may lack this host's presence, because brokers drop retained messages beyond their queue.
-        // Republishing is rate-limited: keep the flag, so that a host that appears just after another gets it, too.
+        // Republishing is rate-limited: keep the flag, so that a host that appears just after another one gets the
+        // presence.
         let new =
             !self.peer_sync.knows(host) && !self.publisher.is_in_replay_window(now, &self.timing);
         self.presence_lost |= new;
@@ -460,7 +461,7 @@ impl Controller {
         }
     }
 
-    /// The same for all addresses of a shard.
+    /// Removes, for all addresses of a shard, the overrides that a later claim of the peer ends (R14).
     pub(super) fn end_overrides(&mut self, host: &HostName, id: ShardId) {
         let keys = self.overrides.of_peer(host).map(|(key, _)| key).filter(|key| id.covers(key.1));
         let keys: Vec<BanKey> = keys.cloned().collect();

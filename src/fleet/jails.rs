@@ -1,5 +1,5 @@
-//! The observed state of each jail, and whether the jail needs another observation (R19). An observation of a large jail
-//! costs fail2ban seconds, so it happens only after a change or at a deadline.
+//! The observed state of each jail, and whether the jail needs another observation (R19). An observation of a large
+//! jail costs fail2ban seconds, so it happens only after a change or at a deadline.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,8 @@ use crate::wire::Ban;
 pub struct ServerInstance {
     /// The process id.
     pub pid: i32,
-    /// When it created its socket, in seconds since 1970: process ids are reused.
+    /// When the server created its socket, in seconds since 1970. The process ID alone does not identify a run, because
+    /// the kernel reuses process IDs.
     pub started: i64,
 }
 
@@ -53,7 +54,7 @@ impl Observation {
     }
 }
 
-/// What every poll reads, at almost no cost. A change of it calls for observations.
+/// The facts that every poll reads, at almost no cost. A change of these facts requires observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// The server that answered.
@@ -62,8 +63,8 @@ pub struct Heartbeat {
     pub data_version: Option<i64>,
 }
 
-/// The current scan over all jails that need an observation. A long scan continues over several cycles, and for as long
-/// as it took, queued claims have their turn, so that neither starves the other (R22).
+/// The current scan over all jails that need an observation. A long scan continues over several cycles. After a scan,
+/// the daemon handles queued claims for the same time, so that neither starves the other (R22).
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// When the current scan started, in milliseconds.
@@ -78,7 +79,7 @@ pub(super) struct Scan {
 pub(super) struct Entry {
     /// The latest claim of each peer (R2).
     pub(super) claims: SmallVec<[Claim; 1]>,
-    /// The import record, from before the ban is made (R9).
+    /// The import record, which the daemon makes before the ban (R9).
     pub(super) import: Option<Box<Import>>,
     /// When fail2ban ends its ban, in seconds since 1970; `i64::MAX` for a permanent ban.
     pub(super) held_until: Option<i64>,
@@ -120,9 +121,9 @@ impl LocalBan {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingDetection {
     pub(super) ban: Ban,
-    /// The cycle in which it arrived: an observation of that cycle may be older than the ban.
+    /// The cycle in which the detection arrived. An observation of that cycle may be older than the ban.
     pub(super) cycle: u64,
-    /// Whether the state database has it.
+    /// Whether the state database has the detection.
     pub(super) persisted: bool,
     /// When the echo of this host's own event arrived, in milliseconds; `None` if notify reported the detection.
     pub(super) echo: Option<i64>,
@@ -135,7 +136,8 @@ pub(super) struct JailState {
     pub(super) local_bans: BTreeMap<Address, LocalBan>,
     pub(super) pending_detections: BTreeMap<Address, PendingDetection>,
     pub(super) last_observation: Option<LastObservation>,
-    /// Since when fail2ban lacks the jail, in seconds since 1970 (R8), and the last tombstone that was applied by then.
+    /// The time since which fail2ban lacks the jail, in seconds since 1970 (R8), and the last tombstone applied by that
+    /// time.
     pub(super) missing_since: Option<(i64, u64)>,
     /// Counts the starts of the jail.
     pub(super) epoch: u32,

@@ -1,6 +1,6 @@
-//! Leases (R12): an import lasts as long as the ban at its origin. fail2ban ends each ban after the bantime of the jail
-//! here, and `banip` on a banned address extends it. So the receiver renews an import shortly before its own bantime
-//! ends it, at most once per bantime, and the last time so that it ends with its origin.
+//! Leases (R12): an import lasts as long as the ban at its origin. fail2ban ends each ban after the bantime of this
+//! host's jail, and `banip` on a banned address extends the ban. So the receiver renews an import shortly before that
+//! end, at most once per bantime. The receiver times the last renewal so that the import ends with its origin's ban.
 
 /// How long before its end a lease is renewed at the latest, in seconds. The daemon polls fail2ban every two seconds,
 /// and fail2ban may be busy.
@@ -10,7 +10,7 @@ pub fn lead(bantime: i64) -> i64 {
 }
 
 /// When to renew a ban that fail2ban ends at `end`, so that it lasts until `wanted`, in seconds since 1970; `None` if
-/// the ban lasts long enough. `bantime` is that of the jail, which a `banip` starts again.
+/// the ban lasts long enough. A `banip` extends the ban to the jail's `bantime` from that moment on.
 #[must_use]
 pub fn due(end: i64, wanted: i64, bantime: i64) -> Option<i64> {
     if wanted <= end || end == i64::MAX {

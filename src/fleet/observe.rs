@@ -16,7 +16,7 @@ use crate::model::BipsRow;
 use crate::model::{Address, Jail};
 use crate::wire::Ban;
 
-/// How long before its end a local ban is observed once more, in seconds.
+/// How long before its end the daemon observes a local ban again, in seconds.
 const LAST_CHECK_LEAD: i64 = 10;
 
 /// How often a ban with an unknown end is observed, in seconds.
@@ -29,8 +29,8 @@ const MAX_UNBAN_DELAY: i64 = 15;
 const RENEWAL_BATCH: usize = 100;
 
 impl Controller {
-    /// Starts a cycle. The stamp of a scan is taken before the spool and fail2ban are read, so that it never claims
-    /// to be newer than the data.
+    /// Starts a cycle. The stamp of a scan is taken before the spool and fail2ban are read, so that the stamp never
+    /// claims to be newer than the data.
     pub fn start_cycle(&mut self, now: i64) {
         if now < self.cycle_started_at {
             self.on_clock_rollback(now);
@@ -66,8 +66,8 @@ impl Controller {
         }
     }
 
-    /// Handles a heartbeat: fail2ban answers, and has these jails. Jails that need an observation are requested as an
-    /// [`Effect`](super::effects::Effect).
+    /// Handles a heartbeat: fail2ban answers, and has these jails. An [`Effect`](super::effects::Effect) requests the
+    /// observation of each jail that needs one.
     pub fn on_heartbeat(&mut self, heartbeat: Heartbeat, names: BTreeSet<Jail>, now: i64) {
         self.spot_checked.clear();
         let last = self.heartbeat.replace(heartbeat).filter(|last| last.server == heartbeat.server);
@@ -111,7 +111,7 @@ impl Controller {
         let Some(heartbeat) = self.heartbeat else { return };
         let jail_state = self.jails.entry(jail.clone()).or_default();
         // An address that is not held although its row has not expired may be about to be restored. Only an
-        // observation of the whole jail tells whether the jail restarted.
+        // observation of the whole jail shows whether the jail restarted.
         if of.is_some_and(|of| of.iter().any(|address| observation.lacks(*address, to_secs(now)))) {
             self.jails_to_observe.insert(jail.clone());
             return;
@@ -261,7 +261,8 @@ impl Controller {
         self.schedule(key, now, due);
     }
 
-    /// Persists a detection that fail2ban's database should have by now and does not: a full disk, or no database.
+    /// Persists a detection that is missing in fail2ban's database after the time in which fail2ban writes a ban,
+    /// because of a full disk, or because fail2ban has no database.
     fn keep_detection(&mut self, key: &BanKey, now: i64) {
         let jail_state = self.jails.get_mut(&key.0);
         let detection =
@@ -333,8 +334,8 @@ impl Controller {
         latest
     }
 
-    /// When to import again an address whose import expired with its origin's ban, unless the origin's unban arrives
-    /// before (R13): in seconds since 1970; `None` if that is now.
+    /// When to import an address again whose import expired with its origin's ban, unless the origin's unban arrives
+    /// first (R13): in seconds since 1970; `None` means now.
     fn again_due(&self, key: &BanKey, now: i64) -> Option<i64> {
         let bantime = self.jails.get(&key.0).and_then(JailState::bantime).unwrap_or(-1);
         let (wanted, _) = self.wanted(key, bantime, now);
@@ -371,7 +372,7 @@ impl Controller {
         }
     }
 
-    /// Why this host must not ban an address, if so (R1).
+    /// The reason why this host must not ban an address, if any (R1).
     pub(super) fn ignored(&self, key: &BanKey) -> Option<IgnoreReason> {
         self.jails.get(&key.0)?.last_observation.as_ref()?.ignored.lookup(key.1)
     }
@@ -417,8 +418,8 @@ impl Controller {
         now.eq(import.sources.iter().map(|claim| (&claim.host, Some(claim.ban), &claim.unbans)))
     }
 
-    /// Overrides the ban that the import rested on, and nothing newer (R14). A legacy claim is removed instead: it
-    /// never re-imports (R4).
+    /// Overrides the ban that the import rested on, and no newer ban (R14). A legacy claim is removed instead, because
+    /// such a claim is never imported again (R4).
     fn record_override(&mut self, key: &BanKey, source: &ImportSource) {
         if source.stamp == 0 {
             self.remove_claims(key, |claim| claim.is_legacy() && claim.host == source.host);
@@ -431,8 +432,8 @@ impl Controller {
 }
 
 impl Entry {
-    /// Updates the import record by an observation (R10, R14). Returns whether the record changed, and the sources of an
-    /// import that the operator removed.
+    /// Updates the import record by an observation (R10, R14). Returns whether the record changed, and the sources of
+    /// an import that the operator removed.
     fn observe_import(&mut self, seen: ImportObservation) -> (bool, Vec<ImportSource>) {
         let Some(import) = &mut self.import else { return (false, Vec::new()) };
         match import.classify(seen) {

@@ -17,9 +17,10 @@ impl Controller {
         to_secs(now) < server.started.saturating_add(self.timing.restore_grace)
     }
 
-    /// The jails that fail2ban lacks and whose rows count all the same (R7, R8). fail2ban has `these` jails; its database
-    /// has rows of the `written` ones. A missing jail counts for a minute if this host holds bans in it, and while
-    /// fail2ban starts if the database has rows of it. After that it holds nothing.
+    /// Returns the jails that fail2ban lacks, but whose rows still count (R7, R8). `these` are the jails that fail2ban
+    /// has, `written` those with rows in its database. A missing jail counts for a minute if this host holds bans in
+    /// the jail, and during fail2ban's start if the database has rows of the jail. After that time, the jail holds
+    /// nothing.
     pub fn classify_missing_jails(
         &mut self,
         these: &BTreeSet<Jail>,
@@ -143,7 +144,7 @@ impl Controller {
         }
     }
 
-    /// Applies that jails other than these have no rows.
+    /// Records that all jails except `these` have no rows.
     pub fn clear_other_jails<'a>(&mut self, these: impl Iterator<Item = &'a Jail>, now: i64) {
         let these: BTreeSet<&Jail> = these.collect();
         let others = self.jails.keys().filter(|jail| !these.contains(jail)).cloned();
@@ -152,7 +153,7 @@ impl Controller {
         }
     }
 
-    /// Handles that fail2ban is down. `database`: the rows of every jail were passed to
+    /// Notes that fail2ban is down. `database`: the rows of every jail were passed to
     /// [`observe_offline_jail`](Self::observe_offline_jail), so the snapshot may be published.
     pub fn on_fail2ban_down(&mut self, database: bool) {
         self.pending.clear();

@@ -2,11 +2,11 @@
 //! silently drop retained messages beyond that, so a client that subscribes to everything at once gets only a part.
 //!
 //! The first shard of every host comes first, many hosts at once: most hosts have one shard. Then follow, one host at a
-//! time, the hosts whose first shard announces more. A shard that is missing after some seconds is requested again, also
-//! by its exact topic: `RabbitMQ` retains messages, and delivers none of them for a filter with a wildcard.
+//! time, the hosts whose first shard announces more. A shard that is missing after some seconds is requested again,
+//! also by its exact topic: `RabbitMQ` retains messages, and delivers none of them for a filter with a wildcard.
 //!
-//! Anyone who may publish can invent hosts. Invented hosts come after those that answered before, and give way to
-//! others at the limit (R21, R22).
+//! Anyone who may publish can invent hosts. Invented hosts come after hosts that answered before, and are dropped
+//! first at the limit (R21, R22).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ const RETRY_MAX: i64 = 300_000;
 /// The most hosts that are kept (R21). Real fleets are far smaller.
 pub(super) const MAX_SUBSCRIPTIONS: usize = 1_000;
 
-/// How many hosts that never answered give way at once at the limit.
+/// How many hosts that never answered are dropped at once at the limit.
 const DROPPED_HOSTS: usize = 50;
 
 /// The most first shards that are requested at once, each of about 16 KiB.
@@ -86,8 +86,8 @@ pub struct SubscriptionScheduler {
 }
 
 impl SubscriptionScheduler {
-    /// Starts over on a new connection. This host's own shards come first: if it lost its state, the broker has its last
-    /// stamp only until it publishes again.
+    /// Starts over on a new connection. This host's own shards come first: if it lost its state, the broker has its
+    /// last stamp only until it publishes again.
     pub fn on_connected(&mut self, me: &HostName, now: i64) {
         for branch in self.known.values_mut() {
             *branch = PeerSubscription { answered: branch.answered, ..PeerSubscription::new(now) };

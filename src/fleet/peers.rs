@@ -1,6 +1,6 @@
 //! The state of each peer: the stamps of its shards, the keys of its claims, its clock lag and its last message (R21).
-//! Handling a message costs no more than its size times a logarithm: claims that a shard released are found later, in
-//! small steps, in turns between peers.
+//! A message costs at most its size times the logarithm of the number of claims. Therefore the controller does not
+//! search all claims of the peer at once for those that a shard released, but in small steps, in turns between peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +17,7 @@ pub(super) const MAX_PEERS: usize = 1_000;
 /// its snapshot at least every ten minutes.
 const IDLE_TTL: i64 = 3_600_000;
 
-/// A peer that is known for less than this time gives way before others, in milliseconds.
+/// A peer that is known for less than this time is dropped before others at the limit of peers; in milliseconds.
 const ESTABLISHED_AGE: i64 = 600_000;
 
 /// The state of one peer.
@@ -30,12 +30,12 @@ pub(super) struct PeerState {
     /// Shards that may have released claims, and how far the first of them has been searched.
     releases: VecDeque<ShardId>,
     searched: Option<Position>,
-    /// The upper bound of how far the peer's clock is behind this host's, by its last shard, in seconds; 0 if it is
-    /// ahead.
+    /// The upper bound of the peer's clock lag behind this host, by the peer's last shard, in seconds; 0 if the peer's
+    /// clock is ahead.
     pub(super) clock_lag: i64,
     /// The stamp of that shard.
     clock_stamp: i64,
-    /// An operator removed the peer from the fleet: it is dropped once its claims are released.
+    /// Whether an operator removed the peer from the fleet. The peer is dropped once its claims are released.
     forgotten: bool,
     /// The greatest stamp of the peer.
     last_stamp: i64,
@@ -97,8 +97,8 @@ impl PeerState {
         shard_count > 0 && self.stamps_of(shard_count).count() == shard_count as usize
     }
 
-    /// The indexes of the shards to request: those of the newest snapshot that did not arrive. If all arrived, or none,
-    /// it is all of them.
+    /// The indexes of the shards to request: the shards of the newest snapshot that did not arrive. If all or none of
+    /// them arrived, the result is all shards.
     pub(super) fn missing_shards(&self) -> Vec<u32> {
         let (shard_count, _) = self.latest_layout();
         let is_complete = self.is_complete();
@@ -137,7 +137,7 @@ impl PeerState {
         self.last_seen = now;
     }
 
-    /// At most `max` claims that the next of its shards may have released.
+    /// At most `max` claims that the next shard of the peer may have released.
     fn next_released(&mut self, host: &HostName, max: usize) -> Option<Released> {
         let id = *self.releases.front()?;
         let found = self.claims.after(id, self.searched.as_ref(), max);
@@ -150,8 +150,8 @@ impl PeerState {
         Some(Released { host: host.clone(), keys, finished })
     }
 
-    /// The order in which peers give way, smallest first: new peers without a snapshot, then established ones, each by
-    /// their last message; then peers without claims; then the others, the latest first.
+    /// The order in which peers are dropped at the limit, smallest first: new peers without a snapshot, then
+    /// established ones, each by their last message; then peers without claims; then the others, the latest first.
     fn rank(&self, now: i64) -> (u8, i64) {
         let established = now.saturating_sub(self.first_seen) >= ESTABLISHED_AGE;
         match (self.shard_stamps.is_empty(), established, self.claims.is_empty()) {
@@ -223,7 +223,7 @@ impl Peers {
         self.known.len() >= MAX_PEERS
     }
 
-    /// The peers that give way to new ones: at most `max` new ones without a snapshot, or else one peer.
+    /// The peers to drop at the limit: at most `max` new peers without a snapshot, or else one peer.
     pub(super) fn least(&self, max: usize, now: i64) -> Vec<HostName> {
         let ranks = self.known.iter().map(|(host, peer)| (peer.rank(now), host));
         let mut ranks: Vec<_> = ranks.collect();
@@ -283,7 +283,7 @@ impl Peers {
         self.known.retain(|_, peer| !peer.is_idle(now));
     }
 
-    /// Lowers times of the future after the clock was set back.
+    /// Lowers times in the future after the clock was set back.
     pub(super) fn on_clock_rollback(&mut self, now: i64) {
         for peer in self.known.values_mut() {
             peer.first_seen = peer.first_seen.min(now);
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn peers_without_state_are_dropped() {
         let key = (crate::model::Jail::new("sshd").unwrap(), Address::new("192.0.2.1").unwrap());
-        // It has a snapshot, a claim, milliseconds since its last message -> it is kept.
+        // The peer has a snapshot, has a claim, milliseconds since its last message; whether the peer is kept.
         let table = [
             (false, false, 0, false),
             (false, true, 9 * IDLE_TTL, true),

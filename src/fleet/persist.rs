@@ -69,8 +69,8 @@ pub struct PersistedState {
 }
 
 impl PersistedState {
-    /// Lowers stamps of the future to `now`, in milliseconds, and drops tombstones of the future. An earlier version, or
-    /// a clock that was far behind, may have accepted them.
+    /// Lowers stamps in the future to `now`, in milliseconds, and drops tombstones from the future. An earlier version,
+    /// or a clock that was far behind, may have accepted them.
     pub fn clamp(&mut self, now: i64) {
         let sources = self.imports.values_mut().flat_map(|import| &mut import.sources);
         let stamps = sources.map(|source| &mut source.stamp);

@@ -1,5 +1,5 @@
-//! Where persisted state was learned, and which of it still counts under other settings: another topic, a new signing
-//! key, or a withdrawn key. Pure.
+//! The settings under which persisted state was learned, and which state still counts after a change of settings:
+//! another topic, a new signing key, or a withdrawn key. Pure.
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ pub struct Provenance {
     pub keys: BTreeSet<String>,
 }
 
-/// Which persisted state is not to be relied on.
+/// Which persisted state is doubtful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// None.
@@ -65,15 +65,15 @@ impl Provenance {
         (&self.topic, &self.brokers, &self.node) == (&before.topic, &before.brokers, &before.node)
     }
 
-    /// Which state that was learned `before` is doubtful now. `before` is `None` for a store of the first version, which
-    /// did not record it.
+    /// Which state that was learned `before` is doubtful now. `before` is `None` for a store of the first version,
+    /// which did not record it.
     #[must_use]
     pub fn doubt(&self, before: Option<&Self>) -> Doubt {
         let trust = before.map_or(Trust::Open, |before| before.trust);
         if before.is_some_and(|before| before.topic != self.topic) {
             return Doubt::All;
         }
-        // Somebody else may know a withdrawn key: what it signed does not count any more.
+        // An attacker may know a withdrawn key, so state that was signed with that key does not count any more.
         let withdrawn = before.is_some_and(|before| !before.keys.is_subset(&self.keys));
         if withdrawn && self.trust > Trust::Open {
             return Doubt::All;
@@ -88,8 +88,8 @@ impl Provenance {
 }
 
 impl PersistedState {
-    /// The changes that leave no doubtful state. Imports stay, because only this host can tell them from its local bans.
-    /// Their sources end soon, unless the origin repeats them. `now` is in seconds since 1970.
+    /// The changes that leave no doubtful state. Imports stay, because only this host can tell them from its local
+    /// bans. Their sources end soon, unless the origin repeats them. `now` is in seconds since 1970.
     #[must_use]
     pub fn discard(&self, doubt: Doubt, timing: &Timing, now: i64) -> Vec<Record> {
         if doubt == Doubt::Nothing {
@@ -119,7 +119,7 @@ impl PersistedState {
     }
 }
 
-/// A copy of a source that ends within [`PROVISIONAL_TTL`], and gives way to any message of its origin.
+/// A copy of a source that ends within [`PROVISIONAL_TTL`]. Any message of its origin replaces the copy.
 fn provisional(claim: &ImportSource, timing: &Timing, now: i64) -> ImportSource {
     let Ban { start, bantime } = claim.ban;
     let end = match bantime {

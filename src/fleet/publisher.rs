@@ -17,7 +17,7 @@ const ENTRY_BYTES: usize = 40;
 pub struct RetainedShard {
     /// The last level of the topic.
     pub index: u32,
-    /// `None` clears what is retained there.
+    /// `None` clears the retained message.
     pub content: Option<Shard>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct SnapshotPublisher {
     published: BTreeMap<u32, i64>,
     /// Shards whose bans changed, by index, and when; in milliseconds.
     changed: BTreeMap<u32, i64>,
-    /// Shards of which only fleet unbans changed, likewise.
+    /// Shards of which only fleet unbans changed, by index, and when; in milliseconds.
     changed_tombstones: BTreeMap<u32, i64>,
     /// Shards to publish again although they did not change.
     republish: BTreeSet<u32>,
@@ -39,7 +39,7 @@ pub(super) struct SnapshotPublisher {
     refresh: i64,
     /// When the connection came up, in milliseconds.
     connected: i64,
-    /// How many bytes may be published, as of a time in milliseconds.
+    /// The bytes that the rate limit allows, and the time in milliseconds at which this number was computed.
     budget: (usize, i64),
     /// When a stale echo last caused a republication, in milliseconds.
     last_republish: i64,
@@ -145,7 +145,7 @@ impl SnapshotPublisher {
         self.republish.extend(0..self.shard_count);
     }
 
-    /// Schedules all shards with smaller stamps than before, because the published ones were of the future.
+    /// Schedules all shards again, with smaller stamps than before, because the published stamps were in the future.
     pub(super) fn republish_all(&mut self) {
         self.published.clear();
         self.invalidate_all();
@@ -164,7 +164,7 @@ impl SnapshotPublisher {
         if self.is_refreshed(now) {
             self.refresh(host, now, timing);
         }
-        // An index of which a shard with this stamp was published waits for the next scan.
+        // If an index already has a published shard with this stamp, that index waits for the next scan.
         let has_republish = self.republish.iter().any(|index| !self.is_published(*index, as_of));
         let has_changed = ripe(&self.changed, now, timing)
             .chain(ripe(&self.changed_tombstones, now, timing))

@@ -1,5 +1,5 @@
-//! Stamps: one increasing sequence number over all events and shards of a host. Peers keep the greatest stamp per origin
-//! and address, so a smaller one is lost on them.
+//! Stamps: one increasing sequence number over all events and shards of a host. Peers keep the greatest stamp per
+//! origin and address, so a smaller one is lost on them.
 
 use crate::guard::{HORIZON, HORIZON_MARGIN};
 
@@ -9,16 +9,16 @@ const HORIZON_DISTANCE: i64 = 60_000;
 /// How far ahead stamps are reserved on disk, in milliseconds: after a crash, they continue above the reserved ones.
 const RESERVE_AHEAD: i64 = 60_000;
 
-/// How many stamps are reserved while the last one is ahead of the clock. Then each message takes one, and the clock
-/// takes none. A crash skips the reserved stamps. The service manager starts the daemon again after 2 s, in which the
-/// horizon of the peers moves further than that: no number of crashes carries the stamps beyond it.
+/// How many stamps are reserved while the last stamp is ahead of the clock: each message then takes the next stamp. A
+/// crash skips the reserved stamps, at most 1 s of them. The service manager restarts the daemon only after 2 s, in
+/// which the peers' horizon moves by 2 s. So repeated crashes cannot move the stamps beyond the horizon.
 const RESERVE_COUNT: i64 = 1_000;
 
 /// Assigns the stamps of a host: a hybrid logical clock, which is `max(clock in ms, last + 1)`.
 ///
-/// Invariants: each stamp is greater than all stamps before, also if the clock is set back. The owner reserves stamps on
-/// disk ahead of their use, so that this holds after a crash, too. The exception is a stamp beyond the horizon of all
-/// peers, which no peer accepted: the next stamps are below the horizon.
+/// Invariants: each stamp is greater than all stamps before, also if the clock is set back. The owner reserves stamps
+/// on disk ahead of their use, so that this holds after a crash, too. The exception is a stamp beyond the horizon of
+/// all peers, which no peer accepted: the next stamps are below the horizon.
 #[derive(Debug)]
 pub struct Sequencer {
     /// The last stamp.
@@ -38,8 +38,8 @@ impl Sequencer {
         Self { stamp, reserved: stamp, was_ahead: false, later: 0 }
     }
 
-    /// The next stamp. Take the stamp before reading the state it
-    /// describes, so that it never claims to be newer than the data.
+    /// The next stamp. Take the stamp before reading the state that the message describes, so that the stamp never
+    /// claims to be newer than the data.
     pub fn stamp(&mut self, now: i64) -> i64 {
         // The clock was far ahead once. Peers reject such stamps, so continue below their horizon.
         if self.stamp > now.saturating_add(HORIZON + HORIZON_MARGIN) {
@@ -50,9 +50,9 @@ impl Sequencer {
         self.stamp
     }
 
-    /// The stamp to persist now, if the reserved one is used up; then [`on_reserved`](Self::on_reserved). It is ahead of
-    /// all stamps in use. So after a crash, stamps are above those that peers know, also with a wrong clock and a broker
-    /// that lost its retained messages.
+    /// The stamp to persist now, if the reserved stamps are used up. Call [`on_reserved`](Self::on_reserved) when the
+    /// stamp is on disk. This stamp is ahead of all stamps in use. So after a crash, new stamps are greater than those
+    /// that peers know, even with a wrong clock and a broker that lost its retained messages.
     #[must_use]
     pub fn stamp_to_reserve(&self, now: i64) -> Option<i64> {
         let next = now.max(self.stamp);
@@ -79,9 +79,9 @@ impl Sequencer {
         self.stamp
     }
 
-    /// Continues above a stamp that the broker has in this host's name, perhaps from before its clock was set back. Peers
-    /// may have accepted that stamp, and would ignore smaller ones. A stamp beyond the horizon here, which only peers
-    /// with clocks ahead accepted, counts as soon as all peers accept greater ones. Returns whether the stamp was
+    /// Continues above a stamp that the broker has in this host's name, perhaps from before its clock was set back.
+    /// Peers may have accepted that stamp, and would ignore smaller ones. A stamp beyond the horizon here, which only
+    /// peers with clocks ahead accepted, counts as soon as all peers accept greater ones. Returns whether the stamp was
     /// greater than this host's.
     pub fn adopt(&mut self, stamp: i64, now: i64) -> bool {
         let horizon = now.saturating_add(HORIZON);

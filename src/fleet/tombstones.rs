@@ -4,10 +4,10 @@
 //! Each host persists the id, unbans the address once, and then repeats the id in every message about the address. A
 //! claim that does not carry every known tombstone of its address is void, so neither a host that was offline nor an
 //! old snapshot revives the ban. Only a ban that began more than an hour after the tombstone counts without it: no
-//! clock is so far off that it could be the old ban.
+//! clock is so far off that this ban could be the old one.
 //!
-//! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21).
-//! Beyond that, a new tombstone replaces the oldest one of the maker with the most. They are applied in batches, in
+//! Anyone who may publish can make tombstones, so their number is bounded in total, per maker and per address (R21). At
+//! a limit, a new tombstone replaces the oldest one of the maker with the most. Tombstones are applied in batches, in
 //! turns between makers (R22). A tombstone that no host's ban needs is dropped after an hour.
 
 mod invariants;
@@ -35,13 +35,13 @@ const GC_STEP: usize = 500;
 struct Tombstone {
     scope: JailScope,
     id: UnbanId,
-    /// Whether fail2ban on this host has unbanned the address since it arrived.
+    /// Whether fail2ban on this host has unbanned the address since the tombstone arrived.
     applied: bool,
-    /// Jails in which it was applied, until it is applied in all.
+    /// Jails in which the tombstone was applied, until it is applied in all jails.
     applied_jails: BTreeSet<Jail>,
-    /// Jails that were missing when it arrived, and in which it has yet to be applied.
+    /// Jails that were missing when the tombstone arrived, and in which it has yet to be applied.
     pending_jails: BTreeSet<Jail>,
-    /// Counts arrivals since this process started; 0 for restored ones.
+    /// The number of the arrival since this process started; 0 for a tombstone restored from disk.
     arrival: u64,
 }
 
@@ -177,8 +177,8 @@ impl Tombstones {
         self.learn(fleet_unban, now, timing)
     }
 
-    /// Learns a tombstone and returns the records to persist: none if it is known, too old, or of the future. `now` is
-    /// in milliseconds.
+    /// Learns a tombstone and returns the records to persist: none if it is known, too old, or from the future. `now`
+    /// is in milliseconds.
     pub(super) fn learn(
         &mut self,
         fleet_unban: &FleetUnban,
@@ -200,7 +200,7 @@ impl Tombstones {
         records
     }
 
-    /// The tombstone that has to give way to a new one, if a limit is reached (R21).
+    /// The tombstone to drop for a new one, if a limit is reached (R21).
     fn victim(&self, fleet_unban: &FleetUnban) -> Option<FleetUnban> {
         let of_address = self
             .known
@@ -315,8 +315,8 @@ impl Tombstones {
         }
     }
 
-    /// Ends the batch in flight. A tombstone is applied once no jail of these needs it, and no jail that fail2ban has
-    /// yet to create. The others wait for [`retry_deferred`](Self::retry_deferred).
+    /// Ends the batch in flight. A tombstone is applied if neither one of `jails` nor a jail that fail2ban has yet to
+    /// create needs it. Other tombstones wait for [`retry_deferred`](Self::retry_deferred).
     pub(super) fn settle(
         &mut self,
         jails: &BTreeSet<Jail>,
@@ -359,7 +359,8 @@ impl Tombstones {
         }
     }
 
-    /// fail2ban may have created the jails that addresses wait for, or restored their bans.
+    /// Queues the deferred addresses again: fail2ban may have created the jails that they wait for, or restored their
+    /// bans.
     pub(super) fn retry_deferred(&mut self) {
         for address in std::mem::take(&mut self.deferred) {
             self.requeue(address);
@@ -377,7 +378,8 @@ impl Tombstones {
         waits.map(|one| one.arrival.saturating_sub(1)).min().unwrap_or(self.arrivals)
     }
 
-    /// A jail appeared that was missing for tombstones after this arrival: its restored bans need them.
+    /// Queues the tombstones with a later arrival than `after`, because this jail was missing when they were applied,
+    /// and may restore bans that they release.
     pub(super) fn on_jail_added(&mut self, jail: &Jail, after: u64) {
         for (address, of_address) in &mut self.known {
             for one in of_address {
@@ -390,9 +392,9 @@ impl Tombstones {
     }
 
     /// Drops some tombstones that no ban needs. Returns their records, and whether more remain to be checked; after the
-    /// end of the table the next call starts over. They are kept 30 days, longer while a claim lacks them, and only an
-    /// hour if no host bans the address (R17). `idle`: this host has been connected for that hour, and so knows the
-    /// snapshots.
+    /// end of the table the next call starts over. A tombstone is kept 30 days, longer while a claim lacks the
+    /// tombstone, and only an hour if no host bans the address (R17). `idle`: this host has been connected for that
+    /// hour, and so knows the snapshots.
     pub(super) fn gc(
         &mut self,
         now: i64,

@@ -180,7 +180,7 @@ impl Gate {
     }
 }
 
-/// Why a message is rejected although unsigned ones are accepted.
+/// Why the gate rejects an unsigned message although the settings accept unsigned messages.
 const UNSIGNED_OWN_MESSAGE: &str =
     "the message has this host's name but no signature, and this host signs all its messages";
 const UNSIGNED_FLEET_UNBAN: &str = "the fleet unban is not signed";

@@ -68,8 +68,8 @@ pub struct IgnoreList {
 
 impl IgnoreList {
     /// Adds an address or a network; the first of several reasons stays. An IPv6 address that embeds an IPv4 address
-    /// exempts that one, too: behind a NAT64, a name resolves to such an address. A network does not, because
-    /// `64:ff9b::/96` embeds every IPv4 address.
+    /// also exempts the IPv4 address: behind a NAT64, a name resolves to such an address. A network of IPv6 addresses
+    /// exempts no IPv4 address, because `64:ff9b::/96` embeds every IPv4 address.
     pub fn add(&mut self, network: IpNet, reason: IgnoreReason) {
         if network.prefix_len() == network.max_prefix_len() {
             for ip in forms(network.addr().to_canonical()) {
@@ -85,7 +85,7 @@ impl IgnoreList {
         self.incomplete = true;
     }
 
-    /// Why an address, or an IPv4 address embedded in it, is exempt, if so.
+    /// The reason why an address, or an IPv4 address embedded in it, is exempt, if any.
     #[must_use]
     pub fn lookup(&self, address: Address) -> Option<IgnoreReason> {
         let found = forms(address.ip()).find_map(|ip| self.lookup_form(ip));

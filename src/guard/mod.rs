@@ -25,13 +25,13 @@ use crate::wire::{Action, Event, Shard};
 /// What to do with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Apply it.
+    /// Apply the event.
     Accept,
-    /// It is this host's own event, which the broker sent back.
+    /// The event is this host's own; the broker sent it back.
     Echo,
-    /// It has no effect: a restored ban, or an own event about a jail that is no longer shared.
+    /// The event has no effect: a restored ban, or this host's own event about a jail that is no longer shared.
     Ignore,
-    /// Drop it, and count the reason.
+    /// Drop the event, and count the reason.
     Reject(RejectReason),
 }
 

@@ -1,5 +1,5 @@
-//! Collects the exempt addresses of a jail. It does so at every request, because `ignoreip`, its files and names, this
-//! host's network and the broker's address may have changed.
+//! Collects the exempt addresses of a jail. The resolver collects them again at every request, because `ignoreip`, its
+//! files and names, this host's network and the broker's address may change at any time.
 
 use std::collections::HashMap;
 use std::fs::File;

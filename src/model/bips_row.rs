@@ -18,7 +18,8 @@ impl BipsRow {
         (self.bantime >= 0).then(|| self.timeofban.saturating_add(self.bantime))
     }
 
-    /// Whether the ban has ended by `now`. fail2ban rounds times to the second, so its last second counts as over.
+    /// Whether the ban has ended by `now`. fail2ban rounds times to the second, so the last second of a ban counts as
+    /// over.
     #[must_use]
     pub fn is_over(&self, now: i64) -> bool {
         self.end().is_some_and(|end| end <= now.saturating_add(1))

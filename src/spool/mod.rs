@@ -51,7 +51,7 @@ impl Item for SpooledEvent {
     }
 }
 
-/// The most arrivals that are reported as one.
+/// The most new items that the stream reports as one.
 const MAX_BATCH: usize = 500;
 
 /// A temporary file of an interrupted write is removed after this time.
@@ -101,7 +101,8 @@ impl<T: Item> Spool<T> {
         [&self.dir].into_iter().chain(&self.fallback)
     }
 
-    /// A stream that reports new items, several at once as one. Creates missing directories for root only.
+    /// A stream that reports new items, and combines several that arrive together into one report. Creates missing
+    /// directories for root only.
     ///
     /// # Errors
     /// [`Error::File`].

@@ -13,7 +13,7 @@ use crate::wire::{Action, Event, SpooledEvent};
 /// The most events in memory; the rest waits in the spool.
 const MAX_QUEUED: usize = 10_000;
 
-/// Decides which event is published for a spooled call, if any. `Err` means that it cannot classify yet.
+/// Decides which event is published for a spooled call, if any. `Err` means that the call cannot be classified yet.
 pub type Classify<'a> = &'a mut dyn FnMut(&SpooledEvent) -> Result<Option<Event>, String>;
 
 /// The events on their way to the broker.

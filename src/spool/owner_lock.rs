@@ -1,4 +1,4 @@
-//! The lock on the spool. The process that holds it publishes the spool: the daemon, or the publisher that notify
+//! The lock on the spool. The process that holds the lock publishes the spool: the daemon, or the publisher that notify
 //! starts if no daemon runs. The kernel releases the lock when the process ends. A waiting daemon holds a second lock,
 //! `lock.wanted`, because the service's sandbox lets it send no signal to other processes.
 
@@ -53,7 +53,8 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock, or returns `None` if another process holds the lock. A daemon waits up to `timeout` for a
-    /// publisher, which [sees](is_handover_requested) the daemon and ends. It does not wait for another daemon.
+    /// publisher, which [notices](is_handover_requested) the daemon and ends. A daemon does not wait for another
+    /// daemon.
     ///
     /// # Errors
     /// The lock file cannot be used.

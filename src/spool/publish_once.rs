@@ -165,7 +165,7 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    /// Publishes until the spool stays empty, a daemon wants the lock, or the time is over.
+    /// Publishes until the spool stays empty, a daemon wants the lock, or `MAX_RUNTIME` is over.
     async fn run(&mut self, fail2ban: &Path) -> Result<(), Error> {
         let (started, mut last_busy) = (Instant::now(), Instant::now());
         while started.elapsed() < MAX_RUNTIME && !self.is_handover_requested() {

@@ -66,8 +66,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the database. One that is broken, or has an unknown schema, is moved aside so that the daemon
-    /// can start; its imports then end with the bantimes of this host.
+    /// Opens or creates the database. A database that is broken or has an unknown schema is moved aside, so that the
+    /// daemon can start; the imports in that database then end with the bantimes of this host.
     ///
     /// # Errors
     /// [`Error::Store`] or [`Error::File`].
@@ -120,7 +120,7 @@ impl Store {
         })
     }
 
-    /// Reads all rows that `read` accepts. One bad row must not cost the others.
+    /// Reads all rows that `read` accepts, and skips bad rows.
     fn read_rows<T, C: Default + Extend<T>>(
         &self,
         query: &str,
@@ -371,7 +371,7 @@ pub fn is_broken(error: &rusqlite::Error) -> bool {
         || matches!(error.sqlite_error_code(), Some(NotADatabase | DatabaseCorrupt))
 }
 
-/// Whether a value has the wrong type. Then one row is bad, not the database.
+/// Whether a value has the wrong type. Such an error concerns one row, and not the whole database.
 #[must_use]
 pub fn is_wrong_type(error: &rusqlite::Error) -> bool {
     use rusqlite::Error::{

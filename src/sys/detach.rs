@@ -4,8 +4,8 @@ use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-/// Starts this program with a command in a new process group, with `input` on its standard input. Data is not passed
-/// by arguments or environment, because other users could read them in /proc.
+/// Starts this program with a command in a new process group, with `input` on its standard input. Arguments and
+/// environment never contain data, because other users could read them in /proc.
 ///
 /// # Errors
 /// The program cannot be started, or its input cannot be written.

@@ -1,5 +1,5 @@
-//! Files that only root may read. They are created with their final mode, so that no other user can ever open them.
-//! A symbolic link at their path is not followed. [`trust`] checks paths that an administrator chose.
+//! Files that only root may read. This module creates a file with its final mode, so that no other user can ever open
+//! the file, and follows no symbolic link at its path. [`trust`] checks paths that an administrator chose.
 
 pub mod mounts;
 pub mod room;

@@ -10,8 +10,8 @@ use crate::model::range;
 use crate::model::range::{BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
 use crate::model::{Address, HostName, Jail, UnbanId};
 
-/// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400, one
-/// of a script less than 300.
+/// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400
+/// bytes, an event of a script less than 300 bytes.
 pub(crate) const MAX_EVENT_BYTES: usize = 4096;
 
 /// The most fleet unbans in an event, newest first. The snapshot has the others.

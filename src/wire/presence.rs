@@ -1,5 +1,5 @@
-//! The presence of a host, retained at `f2bmqtt/<topic>/host/<host>`; a last will replaces it when the host disconnects.
-//! No ban depends on it: it informs people, and names the hosts that have a snapshot.
+//! The presence of a host, retained at `f2bmqtt/<topic>/host/<host>`; a last will replaces it when the host
+//! disconnects. No ban depends on a presence. It informs people, and its topic names a host that has a snapshot.
 //!
 //! ```json
 //! {"v":1,"state":"online","version":"1.0.0","jails":["sshd"],"bans":12,"machine":"8f1d…",
@@ -209,7 +209,8 @@ fn printable(text: &str) -> String {
     shown(text, None).take(MAX_TEXT).collect()
 }
 
-/// Counts by printable reason. Another version may have other reasons; those that look alike are added up.
+/// Counts by printable reason. Another version may have other reasons. Counts of reasons with the same printable form
+/// are added.
 fn rejected(counts: Vec<(&str, u64)>) -> BTreeMap<String, u64> {
     let mut rejected = BTreeMap::new();
     for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {

@@ -178,8 +178,8 @@ impl Private {
 /// The hexadecimal digits of an IPv6 address.
 const V6_DIGITS: usize = 32;
 
-/// The digits of an IPv6 address at the start of a text, if dots separate them. They are in reverse order there, as
-/// below ip6.arpa.
+/// The digits of an IPv6 address at the start of a text, if dots separate the digits. Such digits are in reverse order,
+/// as in names below ip6.arpa.
 fn reversed_digits(text: &str) -> Option<String> {
     let dotted = text.get(..2 * V6_DIGITS - 1)?;
     let mut bytes = dotted.bytes().enumerate();

@@ -135,7 +135,7 @@ async fn check_addresses(
 /// A ban in fail2ban on this host, after the command issued it.
 struct IssuedBan {
     address: Address,
-    /// fail2ban had this ban before.
+    /// Whether fail2ban had this ban before.
     already_banned: bool,
     /// The bantime in seconds; below 0 is permanent.
     seconds: i64,
@@ -146,7 +146,7 @@ struct BanRun {
     me: HostName,
     issued: Vec<IssuedBan>,
     acks: AckCollector,
-    /// This host's snapshot lists the new bans.
+    /// Whether this host's snapshot lists the new bans.
     published: bool,
     /// Online hosts that did not acknowledge a batch in time; the command does not wait for them again.
     slow: BTreeSet<HostName>,

@@ -76,7 +76,8 @@ fn duplicate_name(name: &str) -> Finding {
     )
 }
 
-/// The warning that no other host is on this topic. It is normal for the first host, and among hosts with the scripts.
+/// The warning that no other host is on this topic. This state is normal for the first host of a fleet, and for a host
+/// whose peers all run the scripts.
 fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     let others: Vec<String> = others.iter().cloned().collect();
     let topic = topic.as_str();
@@ -90,7 +91,8 @@ fn alone(topic: &Topic, others: &BTreeSet<String>) -> Finding {
     })
 }
 
-/// The hosts with another signing key, or with a key that only one side has: one side rejects the messages of the other.
+/// The hosts with another signing key, or with a key that only one side has: one side rejects the messages of the
+/// other.
 fn keys(result: &ProbeResult) -> Vec<Finding> {
     const KEY_FIX: &str = "set the same MQTT_SIGNING_KEY in mqtt.env on every server, then: \
                         systemctl restart f2bmqttsub";
@@ -121,7 +123,7 @@ fn ahead((stamp, read): (i64, i64)) -> i64 {
     }
 }
 
-/// The text of a difference. It is limited, because a forged stamp may be centuries away.
+/// The text of a difference between clocks, with an upper limit: a forged stamp may be centuries away.
 fn skew_text(seconds: i64) -> String {
     if seconds > MAX_SHOWN_SKEW_SECS { "10 years".to_owned() } else { format_duration(seconds) }
 }
@@ -139,7 +141,8 @@ fn clocks(result: &ProbeResult, is_set: bool) -> Vec<Finding> {
     off.into_iter().map(|(host, ahead)| skewed_clock(host, ahead, is_set)).collect()
 }
 
-/// The finding about a host whose clock is this many seconds ahead; `is_set`: systemd-timesyncd has set the local clock.
+/// The finding about a host whose clock is this many seconds ahead; `is_set`: systemd-timesyncd has set the local
+/// clock.
 fn skewed_clock(host: &str, ahead: i64, is_set: bool) -> Finding {
     let text = if ahead > 0 {
         format!("the clock of {host} is at least {} ahead of this host's", skew_text(ahead))

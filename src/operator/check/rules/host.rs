@@ -79,7 +79,7 @@ pub(in crate::operator::check) enum SpoolVisibility {
     User(u32),
 }
 
-/// The paths of the package's unit: `/lib` is a link to `/usr/lib`, or the other way round.
+/// The paths of the package's unit: `/lib` may be a link to `/usr/lib`, or `/usr/lib` to `/lib`.
 const PACKAGE_UNITS: [&str; 2] =
     ["/lib/systemd/system/f2bmqttsub.service", "/usr/lib/systemd/system/f2bmqttsub.service"];
 

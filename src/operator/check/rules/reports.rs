@@ -1,4 +1,4 @@
-//! Checks of the reports to AbuseIPDB (R23). Pure. They never show or send the API key.
+//! Checks of the reports to AbuseIPDB (R23). Pure. No check shows or sends the API key.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,8 @@ use crate::model::text::format_duration;
 use crate::operator::check::finding::Finding;
 use crate::sys::private_files::trust::{DirContent, Fault};
 
-/// An older pending report shows a problem; in seconds. AbuseIPDB accepts a second report of an address after 15 minutes.
+/// The age in seconds from which a pending report is a warning. AbuseIPDB accepts a second report of an address only
+/// after 15 minutes, so a report may wait that long without a fault.
 const MAX_REPORT_AGE_SECS: i64 = 3600;
 
 /// The state of the key file.

@@ -71,8 +71,8 @@ fn date(seconds: i64) -> String {
     text.split('T').next().unwrap_or_default().to_owned()
 }
 
-/// The finding about sample settings. They may even work, in a network whose hub has the sample's address, but the
-/// password is public.
+/// The finding about sample settings. Sample settings may even work, if the hub has the sample's address, but the
+/// sample's password is public.
 pub(in crate::operator::check) fn sample(
     config: &Config,
     works: bool,
