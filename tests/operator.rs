@@ -491,7 +491,7 @@ fn each_host_acknowledges_manual_ban_with_outcome() {
         lines[1..],
         [
             "web2: not banned yet (fail2ban is busy or down)",
-            "f2bmqtt: 2 hosts have not confirmed the ban yet. This host's snapshot repeats the ban. Show the state: f2bmqtt status",
+            "f2bmqtt: 2 hosts have not confirmed the ban. An offline host applies the ban when it reconnects. Show the state: f2bmqtt status",
         ]
     );
     web2.sh("systemctl start fail2ban; systemctl stop f2bmqttsub");

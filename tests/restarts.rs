@@ -292,7 +292,8 @@ fn ban_without_disk_space_survives_daemon_and_broker_loss() {
               dd if=/dev/zero of=/var/lib/$d/filler bs=64k; dd if=/dev/zero of=/var/lib/$d/filler2 bs=512
           done 2>&1; true");
     for dir in ["/var/lib/f2bmqtt", "/var/lib/fail2ban"] {
-        let line = format!("KiB of at least 16384 KiB are free on the file system of {dir}");
+        let line =
+            format!("KiB are free (at least 16384 KiB are needed) on the file system of {dir}");
         eventually("the journal names the full disk", || a.journal().contains(&line));
         for command in ["f2bmqtt status", "f2bmqtt check"] {
             let output = a.run(command).stdout;

@@ -55,7 +55,7 @@ pub enum Named {
         The command reads the fleet's state from the broker, so all hosts show the same. DETECTED counts \
         the bans that a host detected, IMPORTED the bans that it imported from other hosts. SNAPSHOT is \
         the age of the host's last snapshot: at most 10 minutes for an online host.",
-    after_help = "JSON, one object; times and ages are in seconds, times since 1970; null is unknown:\n  \
+    after_help = "JSON, one object; times and ages are in seconds, times since 1970; null means unknown:\n  \
         host, version, time       this host, its version, the current time\n  \
         service.running, .pid, .since\n                            \
         the daemon on this host\n  \
@@ -95,7 +95,7 @@ pub struct StatusArgs {
         the columns. For a single address, the command explains why the address is banned, and what this \
         host does.\n\n\
         Bans of hosts that run the scripts are not listed, because the broker does not keep them.",
-    after_help = "JSON, one object; times are in seconds since 1970; null is unknown:\n  \
+    after_help = "JSON, one object; times are in seconds since 1970; null means unknown:\n  \
         time                      the current time\n  \
         bans[].ip, .jail, .host, .since, .until, .forever, .also (hosts)\n  \
         voided[].jail, .host, .id for a single address: bans that a host\n                            \

@@ -170,7 +170,10 @@ impl Config {
             && !brokers.iter().all(|broker| tls::is_server_name(&broker.host))
         {
             let line = file.line("MQTT_HOST");
-            file.fault(line, "MQTT_HOST has a name that cannot be in a certificate".to_owned());
+            file.fault(
+                line,
+                "MQTT_HOST has a host name that no TLS certificate can contain".to_owned(),
+            );
         }
         if let Some(key) = tls.as_ref().and_then(Tls::exposed_key) {
             let key = key.display();

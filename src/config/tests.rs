@@ -436,8 +436,8 @@ fn error_in_a_tls_file_names_the_line_of_the_setting() {
             "line 3: MQTT_CERT is set, but no CA to verify the broker: set MQTT_CAFILE, or MQTT_TLS=on for \
              the system's CAs",
         ),
-        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_HOST=a..b\n", "line 4: MQTT_HOST has a name that cannot be in a \
-                                                      certificate"),
+        ("MQTT_CAFILE=DIR/ca.crt\nMQTT_HOST=a..b\n", "line 4: MQTT_HOST has a host name that no TLS \
+          certificate can contain"),
     ];
     for (text, expected) in table {
         let shown = parse_with(&with_dir(text, &dir)).unwrap_err().to_string();

@@ -115,7 +115,7 @@ async fn clear(
     while is_kept(&former.node, client.view()) {
         if client.next_update(deadline).await?.is_none() {
             return Err(Error::Failed(
-                "the broker still retains messages under the name".to_owned(),
+                "the broker still retains messages under the former name".to_owned(),
             ));
         }
     }

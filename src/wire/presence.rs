@@ -105,7 +105,7 @@ impl Presence {
         if fields.number("v")? != 1 {
             return Err(Malformed::Field(
                 "v",
-                "must be 1: this host needs a newer version".to_owned(),
+                "must be 1: the sender has a newer f2bmqtt; update this host".to_owned(),
             ));
         }
         let state = fields.required("state", |text| {

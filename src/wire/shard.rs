@@ -159,7 +159,7 @@ impl Shard {
         if fields.number("v")? != 1 {
             return Err(Malformed::Field(
                 "v",
-                "must be 1: this host needs a newer version".to_owned(),
+                "must be 1: the sender has a newer f2bmqtt; update this host".to_owned(),
             ));
         }
         let id = ShardId::new(fields.index("part")?, fields.index("parts")?);

@@ -267,7 +267,7 @@ const HOST_FAULTS: [Case; 33] = [
         host: ["setsid /opt/mqttsubscribebans >/dev/null 2>&1 &", "pkill -f '^/bin/bash /opt/mqtt'"],
         findings: &[
             "✗ a script mqttsubscribebans still runs (PID ",
-            "\n    remove what starts the script: crontab -l, /etc/rc.local\n",
+            "\n    remove the line that starts the script from crontab -l or /etc/rc.local\n",
         ],
         ..DEFAULT_CASE
     },
@@ -310,7 +310,7 @@ const HOST_FAULTS: [Case; 33] = [
     },
     Case {
         host: ["mount -t tmpfs -o size=64k,mode=700 none /var/lib/f2bmqtt", "umount /var/lib/f2bmqtt"],
-        findings: &["✗ only 64 KiB of at least 16384 KiB are free on the file system of /var/lib/f2bmqtt: a restart loses state that cannot be written\n"],
+        findings: &["✗ only 64 KiB are free (at least 16384 KiB are needed) on the file system of /var/lib/f2bmqtt: a restart loses state that cannot be written\n"],
         ..DEFAULT_CASE
     },
     // fail2ban's own action, without the package's action.

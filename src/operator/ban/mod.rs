@@ -38,7 +38,7 @@ const BAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the command waits for acknowledgements. This host's snapshot lists the ban after two seconds.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 
-const UNCONFIRMED_TEXT: &str = "not confirmed the ban yet. This host's snapshot repeats the ban. Show the state: f2bmqtt status";
+const UNCONFIRMED_TEXT: &str = "not confirmed the ban. An offline host applies the ban when it reconnects. Show the state: f2bmqtt status";
 
 /// The log line that fail2ban counts as the failure.
 const FAILURE_TEXT: &str = "banned by hand with f2bmqtt ban";

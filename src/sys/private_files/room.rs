@@ -49,7 +49,11 @@ impl Room {
             Self { is_read_only: true, .. } => "cannot write".to_owned(),
             Self { files: 0, .. } => "no free inode is left".to_owned(),
             Self { bytes, .. } if *bytes < min => {
-                format!("only {} KiB of at least {} KiB are free", bytes / 1024, min / 1024)
+                format!(
+                    "only {} KiB are free (at least {} KiB are needed)",
+                    bytes / 1024,
+                    min / 1024
+                )
             }
             _ => return None,
         };
@@ -95,8 +99,11 @@ mod tests {
     fn full_file_system_is_named_with_its_limit() {
         let table = [
             ((MIN_DISK_BYTES, 1, false), None),
-            ((MIN_DISK_BYTES - 1, 1, false), Some("only 16383 KiB of at least 16384 KiB are free")),
-            ((0, u64::MAX, false), Some("only 0 KiB of at least 16384 KiB are free")),
+            (
+                (MIN_DISK_BYTES - 1, 1, false),
+                Some("only 16383 KiB are free (at least 16384 KiB are needed)"),
+            ),
+            ((0, u64::MAX, false), Some("only 0 KiB are free (at least 16384 KiB are needed)")),
             ((1 << 40, 0, false), Some("no free inode is left")),
             ((1 << 40, 9, true), Some("cannot write")),
         ];

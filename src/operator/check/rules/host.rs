@@ -101,7 +101,7 @@ impl HostFacts {
                 Some("f2bmqttsub.service") => "systemctl restart f2bmqttsub".to_owned(),
                 Some(unit) => format!("systemctl disable --now {unit}"),
                 None => {
-                    format!("kill {pid}\nremove what starts the script: crontab -l, /etc/rc.local")
+                    format!("kill {pid}\nremove the line that starts the script from crontab -l or /etc/rc.local")
                 }
             };
             Finding::fault("scripts", text).about(pid).next(next)
