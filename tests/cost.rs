@@ -9,8 +9,7 @@ use std::time::Duration;
 use f2bmqtt::fleet::effects::Effect;
 use f2bmqtt::fleet::jails::{Heartbeat, Observation, ServerInstance};
 use f2bmqtt::fleet::{Controller, PersistedState, Timing};
-use f2bmqtt::model::BipsRow;
-use f2bmqtt::model::{Address, HostName, Jail, JailScope, UnbanId};
+use f2bmqtt::model::{Address, BipsRow, HostName, Jail, JailScope, UnbanId};
 use f2bmqtt::wire::{Event, FleetUnban, Shard, ShardEntry, ShardId};
 
 const NOW: i64 = 1_795_342_588_000;

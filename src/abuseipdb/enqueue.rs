@@ -16,21 +16,15 @@ use crate::error::Error;
 use crate::guard::is_reportable;
 use crate::model::Address;
 use crate::model::range::duration;
-use crate::spool::manual_bans;
 use crate::spool::notify::whole_seconds;
-use crate::spool::owner_lock;
-use crate::spool::{Item as _, Spool};
+use crate::spool::{Item as _, Spool, manual_bans, owner_lock};
 use crate::sys::calendar::Calendar;
 use crate::sys::clock::now_secs;
-use crate::sys::detach;
-use crate::sys::log;
 use crate::sys::log::info;
-use crate::sys::paths::DEFAULT_LEDGER;
-use crate::sys::paths::DEFAULT_LOG;
-use crate::sys::paths::Paths;
-use crate::sys::private_files::mounts;
-use crate::sys::private_files::trust;
+use crate::sys::paths::{DEFAULT_LEDGER, DEFAULT_LOG, Paths};
 use crate::sys::private_files::trust::DirContent;
+use crate::sys::private_files::{mounts, trust};
+use crate::sys::{detach, log};
 
 /// The unparsed arguments of one call, in the script's order; a missing one is empty. The names in backquotes are the
 /// action's settings and fail2ban's tags.

@@ -7,8 +7,7 @@ use crate::error::Error;
 use crate::model::text::is_unsafe_for_display;
 use crate::sys::calendar::Calendar;
 use crate::sys::clock::now_secs;
-use crate::sys::log;
-use crate::sys::private_files;
+use crate::sys::{log, private_files};
 
 /// Longer lines are cut: some quote a server's response.
 const MAX_LINE_CHARS: usize = 1000;

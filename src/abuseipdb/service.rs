@@ -19,13 +19,11 @@ use crate::config::{Config, Secret};
 use crate::error::Error;
 use crate::fail2ban;
 use crate::fail2ban::database::Database;
-use crate::spool::owner_lock;
 use crate::spool::owner_lock::{Lock, Role};
-use crate::spool::{Item as _, Spool};
+use crate::spool::{Item as _, Spool, owner_lock};
 use crate::sys::clock::now_secs;
-use crate::sys::log;
 use crate::sys::paths::Paths;
-use crate::sys::runtime;
+use crate::sys::{log, runtime};
 
 /// The delay after a local failure, such as a full disk.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);

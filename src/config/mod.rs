@@ -21,10 +21,8 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-use crate::error::ConfigErrors;
-use crate::error::Error;
-use crate::model::HostName;
-use crate::model::JailFilter;
+use crate::error::{ConfigErrors, Error};
+use crate::model::{HostName, JailFilter};
 
 pub use certificate::Certificate;
 pub(crate) use env_line::read as read_line;

@@ -39,21 +39,18 @@ use crate::fail2ban::database::Database;
 use crate::fleet::provenance::Provenance;
 use crate::fleet::publisher::RetainedShard;
 use crate::fleet::{Controller, PersistedState, Timing};
-use crate::guard::IgnoreListResolver;
-use crate::guard::{Guard, RateLimiter};
+use crate::guard::{Guard, IgnoreListResolver, RateLimiter};
 use crate::model::text::count;
 use crate::model::{Fnv1a64, HostName};
-use crate::spool::Spool;
 use crate::spool::outbox::Outbox;
-use crate::spool::owner_lock;
 use crate::spool::owner_lock::{Lock, Role};
+use crate::spool::{Spool, owner_lock};
 use crate::store::{Identity, Store};
 use crate::sys::clock::{is_within, now_millis};
-use crate::sys::jitter;
 use crate::sys::log::{info, warn};
 use crate::sys::paths::Paths;
 use crate::sys::private_files::room::full_disks;
-use crate::sys::runtime;
+use crate::sys::{jitter, runtime};
 use crate::wire::{HostState, Presence};
 
 /// How long a publisher may take to release the lock.

@@ -2,9 +2,8 @@
 
 use super::column;
 use super::pickle::PickleValue;
-use crate::model::Address;
-use crate::model::range;
 use crate::model::range::BANTIME_SECS;
+use crate::model::{Address, range};
 
 pub(super) fn read_number(answer: &PickleValue<'_>) -> Option<i64> {
     answer.int()

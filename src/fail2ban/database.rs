@@ -16,11 +16,9 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use super::column;
-use crate::model::BipsRow;
 use crate::model::address_map::AddressMap;
-use crate::model::range;
 use crate::model::range::{BANTIME_SECS, TIME_SECS};
-use crate::model::{Address, Jail};
+use crate::model::{Address, BipsRow, Jail, range};
 use crate::wire::SpooledEvent;
 
 /// How long to wait while fail2ban has the database locked, which takes milliseconds.

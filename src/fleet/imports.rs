@@ -4,8 +4,7 @@
 use smallvec::SmallVec;
 
 use super::claims::SeenTombstones;
-use crate::model::BipsRow;
-use crate::model::HostName;
+use crate::model::{BipsRow, HostName};
 use crate::wire::Ban;
 
 /// The longest time until `banip` answers, in seconds: fail2ban kills an action after 60 s, and a batch runs a few.

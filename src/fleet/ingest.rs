@@ -9,8 +9,7 @@ use super::limits::BoundedTable;
 use super::peer_sync::MAX_SUBSCRIPTIONS;
 use super::persist::RecordKey;
 use super::{BanKey, Controller, GC_INTERVAL, Record, to_secs};
-use crate::model::BipsRow;
-use crate::model::{Address, HostName, JailScope};
+use crate::model::{Address, BipsRow, HostName, JailScope};
 use crate::sys::clock::is_within;
 use crate::wire::{
     Action, Ban, Event, FleetUnban, HostState, Presence, Reason, Shard, ShardEntry, ShardId,

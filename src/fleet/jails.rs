@@ -11,9 +11,8 @@ use super::fair_queue::Ticket;
 use super::imports::Import;
 use super::tombstones::{self, Usage};
 use crate::guard::ignorelist::IgnoreList;
-use crate::model::BipsRow;
 use crate::model::address_map::AddressMap;
-use crate::model::{Address, UnbanId};
+use crate::model::{Address, BipsRow, UnbanId};
 use crate::wire::Ban;
 
 /// The identity of one run of fail2ban's server.
@@ -127,6 +126,14 @@ pub(super) struct PendingDetection {
     pub(super) persisted: bool,
     /// When the echo of this host's own event arrived, in milliseconds; `None` if notify reported the detection.
     pub(super) echo: Option<i64>,
+}
+
+impl PendingDetection {
+    /// Whether fail2ban's row shows that an echo is forged: fail2ban makes no ban of an address that it still bans.
+    pub(super) fn is_refuted_by(&self, row: Option<BipsRow>) -> bool {
+        let start = self.ban.start;
+        self.echo.is_some() && row.is_some_and(|row| row.timeofban < start && !row.is_over(start))
+    }
 }
 
 /// The state of one jail.

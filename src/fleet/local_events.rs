@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 
 use super::BanKey;
-use crate::model::BipsRow;
-use crate::model::{HostName, UnbanId};
+use crate::model::{BipsRow, HostName, UnbanId};
 use crate::sys::clock::is_within;
 use crate::wire::{Action, Event, Reason, SpooledEvent};
 

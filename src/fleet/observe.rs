@@ -12,8 +12,7 @@ use super::overrides::Override;
 use super::reconcile::{self, Decision};
 use super::{BanKey, Controller, Record, lease, local_bans, to_secs};
 use crate::guard::ignorelist::IgnoreReason;
-use crate::model::BipsRow;
-use crate::model::{Address, Jail};
+use crate::model::{Address, BipsRow, Jail};
 use crate::wire::Ban;
 
 /// How long before its end the daemon observes a local ban again, in seconds.
@@ -178,6 +177,7 @@ impl Controller {
         let held = observation.held.get(key.1).copied();
         let row = observation.rows.get(key.1).copied();
         let detection = jail_state.pending_detections.get(&key.1).copied();
+        let detection = detection.filter(|detection| !detection.is_refuted_by(row));
         let last = jail_state.local_bans.get(&key.1).copied();
         let entry = jail_state.entries.entry(key.1).or_default();
         entry.in_database = row.is_some();

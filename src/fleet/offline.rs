@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use super::imports::Import;
 use super::jails::{LocalBan, Scan, ServerInstance};
 use super::{Controller, Record, local_bans, to_secs};
-use crate::model::BipsRow;
 use crate::model::address_map::AddressMap;
-use crate::model::{Address, Jail};
+use crate::model::{Address, BipsRow, Jail};
 
 impl Controller {
     /// Whether fail2ban started less than a minute ago, and may still create jails (R7). `now` is in milliseconds.

@@ -13,8 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::ignorelist::names::{MAX_NAMES, Names, Resolution};
 use super::ignorelist::{IgnoreList, IgnoreReason};
-use crate::model::Jail;
-use crate::model::network;
+use crate::model::{Jail, network};
 use crate::sys::peer_addresses::PeerAddresses;
 
 const MAX_ADDRESS_FILE_BYTES: u64 = 4 * 1024 * 1024;

@@ -8,11 +8,9 @@ use rustix::process::geteuid;
 
 use crate::error::Error;
 use crate::model::{Address, Jail};
-use crate::spool::Written;
-use crate::spool::owner_lock;
-use crate::sys::detach;
-use crate::sys::log;
+use crate::spool::{Written, owner_lock};
 use crate::sys::paths::Paths;
+use crate::sys::{detach, log};
 use crate::wire::{Action, SpooledEvent};
 
 /// The arguments as fail2ban passes them, still text.

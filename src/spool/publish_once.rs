@@ -19,14 +19,12 @@ use crate::fleet::local_events::LocalEventFilter;
 use crate::fleet::sequence::Sequencer;
 use crate::model::Jail;
 use crate::spool::outbox::Outbox;
-use crate::spool::owner_lock;
 use crate::spool::owner_lock::{Lock, Role};
-use crate::spool::{Item as _, Spool};
+use crate::spool::{Item as _, Spool, owner_lock};
 use crate::store::Store;
 use crate::sys::clock::{now_millis, now_secs};
-use crate::sys::log;
 use crate::sys::paths::Paths;
-use crate::sys::runtime;
+use crate::sys::{log, runtime};
 use crate::wire::{Ban, Event, SpooledEvent};
 
 /// The longest run of a publisher.

@@ -6,9 +6,8 @@ use serde::Serialize;
 
 use super::json::{Malformed, StrictObject, write};
 use crate::model::ids::shown;
-use crate::model::range;
 use crate::model::range::{BANTIME_SECS, COUNT, STAMP_MILLIS, TIME_SECS};
-use crate::model::{Address, HostName, Jail, UnbanId};
+use crate::model::{Address, HostName, Jail, UnbanId, range};
 
 /// The largest event that is accepted, in bytes. An event of this program without fleet unbans has less than 400
 /// bytes, an event of a script less than 300 bytes.

@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 
 use super::json::{Malformed, StrictObject, is_zero, write};
 use crate::model::ids::shown;
-use crate::model::range;
 use crate::model::range::{COUNT, STAMP_MILLIS, TIME_SECS};
-use crate::model::{Address, HostName, Jail};
+use crate::model::{Address, HostName, Jail, range};
 
 /// The largest presence that is accepted, in bytes, and the most jails and reasons in it.
 pub(crate) const MAX_PRESENCE_BYTES: usize = 32 * 1024;

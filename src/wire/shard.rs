@@ -10,9 +10,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::json::{Malformed, StrictObject, is_zero, write};
-use crate::model::range;
 use crate::model::range::{BANTIME_SECS, STAMP_MILLIS, TIME_SECS, within};
-use crate::model::{Address, HostName, Jail, JailScope, UnbanId};
+use crate::model::{Address, HostName, Jail, JailScope, UnbanId, range};
 
 /// The largest shard that is accepted, in bytes. This program publishes shards of about 16 KiB.
 pub(crate) const MAX_SHARD_BYTES: usize = 192 * 1024;

@@ -14,16 +14,14 @@ use std::sync::LazyLock;
 use f2bmqtt::abuseipdb::enqueue;
 use f2bmqtt::abuseipdb::enqueue::ReportDecision;
 use f2bmqtt::abuseipdb::redact::text::{MAX_COMMENT_CHARS, Private, compose};
-use f2bmqtt::abuseipdb::report::CommentSource;
-use f2bmqtt::abuseipdb::report::Report;
+use f2bmqtt::abuseipdb::report::{CommentSource, Report};
 use f2bmqtt::abuseipdb::response::{Accepted, ApiError, ApiResponse, BulkAccepted, Listing};
 use f2bmqtt::config::Config;
 use f2bmqtt::fail2ban::pickle::{PickleValue, read};
 use f2bmqtt::guard::gate::Source;
 use f2bmqtt::model::text::is_unsafe_for_display;
 use f2bmqtt::model::{Address, HostName};
-use f2bmqtt::spool::Item;
-use f2bmqtt::spool::notify;
+use f2bmqtt::spool::{Item, notify};
 use f2bmqtt::wire::signature::{SignatureStatus, SigningKeys, split};
 use f2bmqtt::wire::{Event, Presence, Shard, SpooledEvent};
 

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use f2bmqtt::model::Address;
-use f2bmqtt::model::BipsRow;
+use f2bmqtt::model::{Address, BipsRow};
 
 use crate::chance::Chance;
 

@@ -7,8 +7,7 @@ use f2bmqtt::config::{Signing, Topic};
 use f2bmqtt::fleet::Controller;
 use f2bmqtt::guard::gate::{Admitted, Gate, Source};
 use f2bmqtt::guard::{Admission, Guard, RejectReason, is_bannable};
-use f2bmqtt::model::HostName;
-use f2bmqtt::model::JailFilter;
+use f2bmqtt::model::{HostName, JailFilter};
 use f2bmqtt::wire::signature::SigningKeys;
 use f2bmqtt::wire::{ACK_REQUEST, PROBE_ACTION};
 

@@ -11,8 +11,7 @@ use super::claims::ClaimState;
 use super::effects::Effect;
 use super::jails::{Observation, ServerInstance};
 use super::*;
-use crate::model::BipsRow;
-use crate::model::UnbanId;
+use crate::model::{BipsRow, UnbanId};
 use crate::wire::{
     ACK_REQUEST, Action, Ban, Event, HostState, Shard, ShardEntry, ShardId, SpooledEvent,
 };

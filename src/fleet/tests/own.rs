@@ -131,6 +131,15 @@ fn forged_event_of_this_host_makes_no_local_ban() {
     assert_eq!(listed(&mut it), []);
     it.receive(&event(Action::Unban, "web1", 20));
     assert_eq!(it.run_cycle(), ["unban"]);
+    // A ban that the operator made by hand stays manual.
+    let mut it = Harness::new();
+    let manual = BipsRow { timeofban: NOW / 1000 - 100, bantime: 600, failures: 0 };
+    it.rows.insert(address(IP), manual);
+    it.held.insert(address(IP), Some(600));
+    it.run_cycle();
+    it.fleet.apply_echo(&own_event("sshd"), it.now);
+    it.run_cycle();
+    assert_eq!(listed(&mut it), []);
     // An address that fail2ban does not ban is no local ban, also while fail2ban is down.
     let mut it = Harness::new();
     it.run_cycle();

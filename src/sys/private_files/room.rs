@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::sys::paths::Paths;
-use crate::sys::paths::{DEFAULT_LEDGER, DEFAULT_LOG};
+use crate::sys::paths::{DEFAULT_LEDGER, DEFAULT_LOG, Paths};
 
 /// The least free space on a disk and in memory (`/run`).
 const MIN_DISK_BYTES: u64 = 16 * 1024 * 1024;

@@ -4,9 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::model::Jail;
-use crate::model::JailFilter;
 use crate::model::text::list;
+use crate::model::{Jail, JailFilter};
 use crate::operator::check::finding::Finding;
 use crate::spool::notify::is_called_by;
 use crate::sys::private_files::trust::DirContent;
