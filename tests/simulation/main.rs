@@ -79,9 +79,10 @@ fn fleet_converges_after_faults() {
 }
 
 /// Worlds that failed once, and that the seeds above leave out.
-const FAILED_ONCE: [u64; 2] = [
-    5024, // an `ack_request` counted as if its host had learned a forged stamp
-    6187, // crashes carried stamps near the horizon beyond it, and the peers rejected them
+const FAILED_ONCE: [u64; 3] = [
+    5024,  // an `ack_request` counted as if its host had learned a forged stamp
+    6187,  // crashes carried stamps near the horizon beyond it, and the peers rejected them
+    10245, // a forged echo made a ban by hand look detected
 ];
 
 #[test]
