@@ -3,8 +3,9 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
-use support::{Host, Rig, eventually};
+use support::{Host, Rig, becomes, eventually};
 
 /// Changes a setting of a host, and restarts the service.
 fn set(host: Host<'_>, key: &str, value: &str) {
@@ -117,12 +118,9 @@ fn oversized_message_does_not_block_host() {
     eventually("the journal names the message", || {
         a.journal().contains("the broker sent a message of more than 256 KiB")
     });
-    eventually("a is connected again", || {
-        let journal = a.journal();
-        // A later line may name the message again: a summary of lines that were suppressed.
-        let (_, after) = journal.split_once("more than 256 KiB").unwrap_or_default();
-        after.contains("connected to the broker")
+    // The purge of the session discards events of that moment, so publish until one arrives.
+    eventually("a imports the next ban", || {
+        hub.publish_event("ban", "sshd", "192.0.2.1", "other");
+        becomes(Duration::from_secs(5), || a.bans("sshd", "192.0.2.1"))
     });
-    hub.publish_event("ban", "sshd", "192.0.2.1", "other");
-    eventually("a imports the next ban", || a.bans("sshd", "192.0.2.1"));
 }
